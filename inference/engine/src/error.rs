@@ -1,0 +1,38 @@
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Why a request has no reply.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum EngineError {
+    /// The prompt does not fit. The caller must shorten it.
+    #[error("the prompt has {prompt} tokens and {reserve} are kept for the reply, but the context of {model} holds {context}")]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt: u32,
+        /// Tokens kept for the reply.
+        reserve: u32,
+        /// Tokens of the context.
+        context: u32,
+        /// The model's name.
+        model: String,
+    },
+    /// The queue is at its bound. Try again later.
+    #[error("the model's queue is full")]
+    QueueFull {
+        /// When a place is likely to be free.
+        retry_after: Duration,
+    },
+    /// The deadline passed before the reply was complete.
+    #[error("the deadline passed before the reply was complete")]
+    DeadlineExceeded,
+    /// The model failed on this batch (a panic, a NaN). The request may be tried again.
+    #[error("the model failed: {0}")]
+    ModelFailed(String),
+    /// The engine has ended. Another replica may serve.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// The chat template cannot render these messages.
+    #[error("the chat template refused the messages: {0}")]
+    Template(String),
+}

@@ -1,0 +1,67 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget};
+
+/// What a replica serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaInfo {
+    /// The name that the model is served under.
+    pub name: String,
+    /// SHA-256 over weights and tokenizer, in hexadecimal.
+    pub digest: String,
+    /// The kernel set and precision: replicas with equal digest and numerics continue each other's tokens exactly.
+    pub numerics: String,
+    /// The most tokens of prompt and reply together.
+    pub context_tokens: u32,
+}
+
+/// One loaded model that answers requests: an engine thread over real weights, or the scripted twin.
+pub trait Replica: Send + Sync + 'static {
+    /// What it serves.
+    fn info(&self) -> &ReplicaInfo;
+
+    /// Renders `messages` through the chat template and counts tokens. Pure computation of up to milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::ContextExceeded`] if what may not be dropped does not fit the context less the reserve.
+    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError>;
+
+    /// Queues a request. Never blocks; everything that happens is told to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::QueueFull`] at the stated bound and [`EngineError::Stopped`] after the engine ended; `sink` is then unused.
+    fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError>;
+
+    /// Requests that run or wait.
+    fn load(&self) -> ReplicaLoad;
+}
+
+/// How busy a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplicaLoad {
+    /// Requests that hold a lane.
+    pub running: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+}
+
+/// Cancels one request: its lane is free within one step, and its sink hears nothing more.
+#[derive(Debug, Clone, Default)]
+pub struct CancelHandle(Arc<AtomicBool>);
+
+impl CancelHandle {
+    /// Cancels. Without effect on a finished request.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`cancel`](Self::cancel) was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

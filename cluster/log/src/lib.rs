@@ -1,1 +1,11 @@
-//! parlance-cluster-log
+//! The shard log: a durable, ordered log per shard that owns all session state, and the rules that make its owner the only one.
+//!
+//! [`ShardLog`] is the port. What counts among the entries, who owns a shard and when a record is committed is decided by one pure
+//! state machine, [`ownership`], for every adapter and every reader.
+
+mod error;
+pub mod ownership;
+mod port;
+
+pub use error::LogError;
+pub use port::{AppendDone, AppendOutcome, Bounds, ShardLog, StoredEntry};

@@ -1,0 +1,1 @@
+//! The claim, write and ack rules as one pure machine.

@@ -1,0 +1,75 @@
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parlance_cluster_protocol::{Offset, ShardId};
+
+use crate::LogError;
+
+/// What became of one appended entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// It lies at this offset and survives what the log promises to survive.
+    At(Offset),
+    /// Nobody knows: it may be there, land later, or never. The owner claims over itself to find out.
+    Unknown,
+}
+
+/// Takes the outcomes of one [`ShardLog::append`], one per entry in order, exactly once. Must not block.
+pub type AppendDone = Box<dyn FnOnce(Vec<AppendOutcome>) + Send>;
+
+/// An entry as read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEntry {
+    /// Where it lies.
+    pub offset: Offset,
+    /// An encoded [`Entry`](parlance_cluster_protocol::Entry).
+    pub bytes: Bytes,
+}
+
+/// The offsets that a shard holds: `start` inclusive, `end` exclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// The oldest entry that was not trimmed.
+    pub start: Offset,
+    /// Where the next entry will lie.
+    pub end: Offset,
+}
+
+/// The durable, ordered, per-shard log that owns all state. Entries are opaque here; what counts among them is decided by
+/// [`ownership`](crate::ownership) alone.
+pub trait ShardLog: Send + Sync + 'static {
+    /// How many shards the log has; fixed at its creation.
+    fn shards(&self) -> u16;
+
+    /// Appends `entries` to `shard` in order. Returns at once; `done` is called from another thread or task.
+    ///
+    /// The caller bounds what it has in flight.
+    fn append(&self, shard: ShardId, entries: Vec<Bytes>, done: AppendDone);
+
+    /// Entries from `from` on, in order: at least one if there is one, at most about `max_bytes` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::OutOfRange`] before the start or behind the end; otherwise what keeps the log from serving.
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> BoxFuture<'_, Result<Vec<StoredEntry>, LogError>>;
+
+    /// Which offsets the shard holds now.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the log from serving.
+    fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>>;
+
+    /// Allows the log to forget the entries before `before`. It may keep more.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the log from serving.
+    fn trim(&self, shard: ShardId, before: Offset) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Whether new turns may be accepted: [`LogError::Full`] while space is short, though replies to accepted turns still fit.
+    ///
+    /// # Errors
+    ///
+    /// Why new turns must be refused.
+    fn admission(&self) -> Result<(), LogError>;
+}

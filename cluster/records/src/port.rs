@@ -1,0 +1,185 @@
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
+
+use crate::RecordsError;
+
+/// One cell of the store. Every row belongs to the slot of its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// A session's state without its history.
+    Session {
+        /// The session.
+        session: SessionKey,
+        /// The state, encoded by its machine.
+        state: Bytes,
+    },
+    /// One item of a session's history.
+    Item {
+        /// The session.
+        session: SessionKey,
+        /// The item's number, counted from 0.
+        index: u64,
+        /// The item, encoded by its machine.
+        item: Bytes,
+    },
+    /// Which session a turn belongs to.
+    Turn {
+        /// The session; its tenant bounds the search.
+        session: SessionKey,
+        /// The turn.
+        turn: TurnId,
+    },
+    /// A provider's event id or an idempotency key that must not run twice.
+    Dedupe {
+        /// The session.
+        session: SessionKey,
+        /// The id.
+        event_id: String,
+        /// What it led to, encoded by the session's machine.
+        outcome: Bytes,
+    },
+    /// A reply on its way out over a channel.
+    Delivery {
+        /// The session.
+        session: SessionKey,
+        /// The delivery's key.
+        key: String,
+        /// Its state, encoded by the session's machine.
+        state: Bytes,
+    },
+}
+
+/// One change of the view, made by the log record at `position`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The session's position after the record. An older change never overwrites a newer one.
+    pub position: Position,
+    /// What is written or removed.
+    pub kind: ChangeKind,
+}
+
+/// See [`Change`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Writes the row, replacing an older one.
+    Put(Row),
+    /// Removes one dedupe row.
+    ForgetDedupe {
+        /// The session.
+        session: SessionKey,
+        /// The id.
+        event_id: String,
+    },
+    /// Removes the session's items from `from` on.
+    TruncateItems {
+        /// The session.
+        session: SessionKey,
+        /// The first item to go.
+        from: u64,
+    },
+    /// Removes everything of the session except its state row.
+    EraseSession {
+        /// The session.
+        session: SessionKey,
+    },
+}
+
+/// A value and the position that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct At<T> {
+    /// The position that wrote it.
+    pub position: Position,
+    /// The value.
+    pub value: T,
+}
+
+/// From which end a listing starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Lowest first.
+    Ascending,
+    /// Highest first.
+    Descending,
+}
+
+/// One item as read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredItem {
+    /// Its number within the session.
+    pub index: u64,
+    /// The item, encoded by its machine.
+    pub item: Bytes,
+}
+
+/// The record store: a view of the log's committed records, and never more than that. Losing it costs a replay; a
+/// stale one costs a longer replay.
+pub trait RecordStore: Send + Sync + 'static {
+    /// Applies changes in order. Repeating it, or coming late with an older position, changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving; some of the changes may have been made.
+    fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), RecordsError>>;
+
+    /// Stores a shard's checkpoint, durably, after everything written before it by this caller is durable.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving; the old checkpoint then still stands.
+    fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>>;
+
+    /// The shard's checkpoint; `None` before the first.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn checkpoint(&self, shard: ShardId) -> BoxFuture<'_, Result<Option<Bytes>, RecordsError>>;
+
+    /// A session's state row.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn session(&self, session: &SessionKey) -> BoxFuture<'_, Result<Option<At<Bytes>>, RecordsError>>;
+
+    /// Up to `limit` items of a session, from number `from` on in the given order (`None`: from that order's beginning).
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn items(
+        &self,
+        session: &SessionKey,
+        from: Option<u64>,
+        order: Order,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<StoredItem>, RecordsError>>;
+
+    /// All dedupe rows of a session, as (event id, outcome), up to `limit`.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn dedupe(&self, session: &SessionKey, limit: usize) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, RecordsError>>;
+
+    /// The session that a tenant's turn belongs to.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn turn(&self, tenant: &str, turn: TurnId) -> BoxFuture<'_, Result<Option<SessionKey>, RecordsError>>;
+
+    /// Up to `limit` sessions of a tenant and channel in key order, behind `after`, with their state rows.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn sessions(
+        &self,
+        tenant: &str,
+        channel: &str,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(SessionKey, At<Bytes>)>, RecordsError>>;
+}

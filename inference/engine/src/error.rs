@@ -6,7 +6,9 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum EngineError {
     /// The prompt does not fit. The caller must shorten it.
-    #[error("the prompt has {prompt} tokens and {reserve} are kept for the reply, but the context of {model} holds {context}")]
+    #[error(
+        "the prompt has {prompt} tokens and {reserve} are kept for the reply, but the context of {model} holds {context}"
+    )]
     ContextExceeded {
         /// Tokens of the prompt.
         prompt: u32,
@@ -35,4 +37,20 @@ pub enum EngineError {
     /// The chat template cannot render these messages.
     #[error("the chat template refused the messages: {0}")]
     Template(String),
+}
+
+/// A model reference's option that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{key}` {problem}")]
+pub struct InvalidOption {
+    /// The option as written.
+    pub key: String,
+    /// What is wrong with it, to be read after its name.
+    pub problem: String,
+}
+
+impl InvalidOption {
+    pub(crate) fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into() }
+    }
 }

@@ -3,14 +3,21 @@
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
 mod error;
+mod metrics;
 mod model;
+mod random;
 mod replica;
 mod request;
+mod scripted;
+mod text;
+mod window;
 
-pub use error::EngineError;
+pub use error::{EngineError, InvalidOption};
+pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
 pub use request::{
     ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, PromptBudget, Sampling,
     TokenId, TokenUsage,
 };
+pub use scripted::{ScriptedOptions, ScriptedReplica};

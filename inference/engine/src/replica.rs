@@ -3,6 +3,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use tokio::sync::Notify;
+
 use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget};
 
 /// What a replica serves.
@@ -52,16 +54,30 @@ pub struct ReplicaLoad {
 
 /// Cancels one request: its lane is free within one step, and its sink hears nothing more.
 #[derive(Debug, Clone, Default)]
-pub struct CancelHandle(Arc<AtomicBool>);
+pub struct CancelHandle(Arc<Cancellation>);
+
+#[derive(Debug, Default)]
+struct Cancellation {
+    flag: AtomicBool,
+    wake: Notify,
+}
 
 impl CancelHandle {
     /// Cancels. Without effect on a finished request.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.flag.store(true, Ordering::Release);
+        self.0.wake.notify_one();
     }
 
     /// Whether [`cancel`](Self::cancel) was called.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.flag.load(Ordering::Acquire)
+    }
+
+    /// Ends once [`cancel`](Self::cancel) was called. For one waiter: the replica.
+    pub(crate) async fn cancelled(&self) {
+        while !self.is_cancelled() {
+            self.0.wake.notified().await;
+        }
     }
 }

@@ -1,0 +1,279 @@
+//! The scripted twin: a replica without weights that answers deterministically, for tests and load.
+//!
+//! A reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
+//! and goes on with words; one word is one token. Limits, queue, deadline, cancellation and forced tokens work as in the real
+//! engine. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
+
+mod options;
+mod script;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+
+pub use self::options::ScriptedOptions;
+use self::script::Script;
+use crate::{
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest,
+    PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad, metrics::ReplicaMetrics, window,
+};
+
+/// The name that the scripted replica is served under.
+const NAME: &str = "scripted";
+
+/// A replica that answers from a script. See the module's documentation.
+pub struct ScriptedReplica {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: ScriptedOptions,
+    info: ReplicaInfo,
+    metrics: ReplicaMetrics,
+    lanes: Arc<Semaphore>,
+    running: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+impl ScriptedReplica {
+    /// A replica that behaves as `options` say.
+    pub fn new(options: ScriptedOptions) -> Self {
+        let script = Sha256::digest(format!("scripted v1 tokens={} seed={}", options.tokens, options.seed));
+        let info = ReplicaInfo {
+            name: NAME.into(),
+            digest: script.iter().map(|byte| format!("{byte:02x}")).collect(),
+            numerics: NAME.into(),
+            context_tokens: options.context_tokens,
+        };
+        let lanes = Arc::new(Semaphore::new(options.lanes as usize));
+        let metrics = ReplicaMetrics::new(NAME);
+        let (running, waiting) = Default::default();
+        Self { shared: Arc::new(Shared { options, info, metrics, lanes, running, waiting }) }
+    }
+}
+
+impl Replica for ScriptedReplica {
+    fn info(&self) -> &ReplicaInfo {
+        &self.shared.info
+    }
+
+    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+        let count = |messages: &[ChatMessage]| {
+            let words: usize = messages.iter().map(|message| message.content.split_whitespace().count()).sum();
+            let words = u32::try_from(words).unwrap_or(u32::MAX);
+            Ok((words, words))
+        };
+        let window = window::fit(messages, budget, self.info(), count)?;
+        let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
+        Ok(PreparedPrompt {
+            tokens: Vec::new(),
+            token_count: window.prompt,
+            last_user_text: last_user.map(|message| message.content.clone()).unwrap_or_default(),
+            dropped_messages: window.dropped as u32,
+        })
+    }
+
+    /// With `ttft_ms=0,token_ms=0` the sink hears everything before this returns, in one `Tokens` event and one `Finished`.
+    ///
+    /// # Errors
+    ///
+    /// As in [`Replica::submit`]. A replica that takes time lives on the caller's tokio runtime and has
+    /// [`EngineError::Stopped`] where there is none.
+    fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
+        let shared = &self.shared;
+        let cancel = CancelHandle::default();
+        let mut job = Job::new(shared.clone(), request, sink);
+        if shared.options.is_instant() {
+            job.answer_at_once();
+            return Ok(cancel);
+        }
+        let runtime = Handle::try_current().map_err(|_| EngineError::Stopped)?;
+        let place = match shared.lanes.clone().try_acquire_owned() {
+            Ok(lane) => Place::Lane(job.shared.take_lane(lane)),
+            Err(_) => Place::Queue(job.shared.queue()?),
+        };
+        runtime.spawn(job.run(place, cancel.clone()));
+        Ok(cancel)
+    }
+
+    fn load(&self) -> ReplicaLoad {
+        ReplicaLoad {
+            running: self.shared.running.load(Ordering::Relaxed),
+            waiting: self.shared.waiting.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    fn take_lane(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> LaneGuard {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.metrics.running.increment(1.0);
+        LaneGuard { shared: self.clone(), _permit: permit }
+    }
+
+    fn queue(self: &Arc<Self>) -> Result<QueueGuard, EngineError> {
+        let bound = self.options.queue as usize;
+        let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < bound).then_some(n + 1));
+        if taken.is_err() {
+            return Err(EngineError::QueueFull { retry_after: self.time_per_place() });
+        }
+        self.metrics.waiting.increment(1.0);
+        Ok(QueueGuard { shared: self.clone() })
+    }
+
+    /// How often a full replica frees a lane, and so a place in the queue.
+    fn time_per_place(&self) -> Duration {
+        let reply = self.options.ttft + self.options.token_time * self.options.tokens;
+        (reply / self.options.lanes).max(Duration::from_millis(1))
+    }
+}
+
+/// Holds a lane; dropping it frees the lane.
+struct LaneGuard {
+    shared: Arc<Shared>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for LaneGuard {
+    fn drop(&mut self) {
+        self.shared.running.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.running.decrement(1.0);
+    }
+}
+
+/// Holds a place in the queue; dropping it frees the place.
+struct QueueGuard {
+    shared: Arc<Shared>,
+}
+
+impl Drop for QueueGuard {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.waiting.decrement(1.0);
+    }
+}
+
+enum Place {
+    Lane(LaneGuard),
+    Queue(QueueGuard),
+}
+
+/// One request on its way.
+struct Job {
+    shared: Arc<Shared>,
+    submitted: Instant,
+    deadline: Option<Instant>,
+    script: Script,
+    sink: Box<dyn EventSink>,
+}
+
+/// The sink wants nothing more, or has heard the end.
+struct Done;
+
+impl Job {
+    fn new(shared: Arc<Shared>, request: GenerateRequest, sink: Box<dyn EventSink>) -> Self {
+        let deadline = request.deadline.map(Instant::from_std);
+        let script = Script::new(&shared.options, request);
+        Self { shared, submitted: Instant::now(), deadline, script, sink }
+    }
+
+    fn answer_at_once(&mut self) {
+        if self.deadline.is_some_and(|deadline| deadline <= self.submitted) {
+            return self.fail();
+        }
+        self.begin();
+        // The script ends by itself: this says all of it.
+        if self.say(u32::MAX).is_ok() {
+            debug_assert!(false, "a script of bounded length goes on");
+        }
+    }
+
+    async fn run(mut self, place: Place, cancel: CancelHandle) {
+        let deadline = self.deadline;
+        let expired = async move {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => self.shared.metrics.cancelled(self.script.said()),
+            () = expired => self.fail(),
+            Done = self.generate(place) => {}
+        }
+    }
+
+    async fn generate(&mut self, place: Place) -> Done {
+        let _lane = match place {
+            Place::Lane(lane) => lane,
+            Place::Queue(place) => {
+                let Ok(permit) = self.shared.lanes.clone().acquire_owned().await else {
+                    return Done;
+                };
+                drop(place);
+                self.shared.take_lane(permit)
+            }
+        };
+        self.begin();
+        let (ttft, token_time) = (self.shared.options.ttft, self.shared.options.token_time);
+        let mut next = Instant::now() + ttft;
+        sleep_until(next).await;
+        if token_time.is_zero() {
+            let _ = self.say(u32::MAX);
+            return Done;
+        }
+        let mut count = self.script.forced() + 1;
+        while self.say(count).is_ok() {
+            count = 1;
+            next += token_time;
+            sleep_until(next).await;
+            self.shared.metrics.next_token(token_time);
+        }
+        Done
+    }
+
+    fn begin(&self) {
+        self.shared.metrics.looked_up_prefix(self.script.usage().prompt, 0);
+    }
+
+    /// Says up to `count` tokens, and the end if this is it.
+    fn say(&mut self, count: u32) -> Result<(), Done> {
+        if self.script.said() == 0 {
+            self.shared.metrics.first_token(self.submitted.elapsed());
+        }
+        let (tokens, finish) = self.script.advance(count);
+        let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text } if ids.is_empty() && text.is_empty());
+        if !empty && !self.sink.send(tokens) {
+            self.shared.metrics.cancelled(self.script.said());
+            return Err(Done);
+        }
+        finish.map_or(Ok(()), |finish| Err(self.finish(finish)))
+    }
+
+    fn finish(&mut self, finish: Finish) -> Done {
+        let usage = self.script.usage();
+        self.shared.metrics.finished(finish, usage, self.submitted.elapsed());
+        self.sink.send(GenerateEvent::Finished { finish, usage });
+        Done
+    }
+
+    fn fail(&mut self) {
+        self.shared.metrics.failed(self.script.said());
+        self.sink.send(GenerateEvent::Failed(EngineError::DeadlineExceeded));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! What the scripted replica says: a pure function of its options, the user's message and the request.
+
+use sha2::{Digest, Sha256};
+
+use super::ScriptedOptions;
+use crate::{Finish, GenerateEvent, GenerateRequest, TokenId, TokenUsage, random, text::TextAssembler};
+
+/// Hexadecimal digits of the message's SHA-256 that a reply begins with.
+const DIGEST_DIGITS: usize = 16;
+/// Set in the id of the token that stands for the digest, so that it is no word's id.
+const DIGEST_TOKEN: TokenId = 1 << 31;
+
+const WORDS: [&str; 64] = [
+    " anchor", " autumn", " basket", " beacon", " bridge", " candle", " canyon", " cedar", " circle", " cloud",
+    " copper", " coral", " cotton", " dawn", " delta", " desert", " echo", " ember", " fable", " feather", " fern",
+    " field", " forest", " garden", " ginger", " glacier", " harbour", " hazel", " island", " ivory", " jasmine",
+    " juniper", " kettle", " lagoon", " lantern", " linen", " maple", " marble", " meadow", " mirror", " morning",
+    " nectar", " north", " ocean", " olive", " orchard", " pebble", " pepper", " planet", " quartz", " rain", " river",
+    " saffron", " silver", " spruce", " stone", " summer", " thistle", " timber", " valley", " velvet", " willow",
+    " winter", " zephyr",
+];
+
+/// One reply in the making.
+pub(super) struct Script {
+    digest: [u8; 32],
+    words: u64,
+    tokens: u32,
+    max_tokens: u32,
+    forced: Vec<TokenId>,
+    prompt_tokens: u32,
+    said: u32,
+    text: TextAssembler,
+}
+
+impl Script {
+    pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Self {
+        let digest: [u8; 32] = Sha256::digest(request.prompt.last_user_text.as_bytes()).into();
+        // Greedy requests are answered alike; sampled ones, like a regenerated reply, depend on their seed.
+        let choice = if request.sampling.temperature > 0.0 { random::bits(request.sampling.seed, 0) } else { 0 };
+        let message = u64::from_le_bytes(std::array::from_fn(|n| digest[8 + n]));
+        Self {
+            digest,
+            words: random::bits(options.seed ^ choice, message),
+            tokens: options.tokens,
+            max_tokens: request.max_tokens,
+            forced: request.forced,
+            prompt_tokens: request.prompt.token_count,
+            said: 0,
+            text: TextAssembler::new(request.stop),
+        }
+    }
+
+    /// Tokens that are there before any time was spent on generating.
+    pub(super) fn forced(&self) -> u32 {
+        self.forced.len() as u32
+    }
+
+    pub(super) fn said(&self) -> u32 {
+        self.said
+    }
+
+    pub(super) fn usage(&self) -> TokenUsage {
+        TokenUsage { prompt: self.prompt_tokens, completion: self.said, cached: 0 }
+    }
+
+    /// Says up to `count` more tokens. With the reply's end come the held-back text and the reason.
+    pub(super) fn advance(&mut self, count: u32) -> (GenerateEvent, Option<Finish>) {
+        let mut ids = Vec::with_capacity(count.min(self.end().saturating_sub(self.said)) as usize);
+        let mut text = String::new();
+        let mut finish = self.finish();
+        for _ in 0..count {
+            if finish.is_some() {
+                break;
+            }
+            ids.push(self.say(&mut text));
+            finish = self.finish();
+        }
+        if finish.is_some() {
+            self.text.finish(&mut text);
+        }
+        (GenerateEvent::Tokens { ids, text }, finish)
+    }
+
+    fn say(&mut self, text: &mut String) -> TokenId {
+        let scripted = self.scripted(self.said);
+        let id = self.forced.get(self.said as usize).copied().unwrap_or(scripted);
+        if id == scripted && self.said == 0 {
+            self.text.push(self.digest_digits().as_bytes(), text);
+        } else {
+            self.text.push(WORDS[id as usize % WORDS.len()].as_bytes(), text);
+        }
+        self.said += 1;
+        id
+    }
+
+    fn scripted(&self, position: u32) -> TokenId {
+        if position == 0 {
+            let head = u32::from_be_bytes(std::array::from_fn(|n| self.digest[n]));
+            return DIGEST_TOKEN | (head >> 1);
+        }
+        (random::bits(self.words, position.into()) % WORDS.len() as u64) as TokenId
+    }
+
+    fn digest_digits(&self) -> String {
+        let head = u64::from_be_bytes(std::array::from_fn(|n| self.digest[n]));
+        format!("{head:0DIGEST_DIGITS$x}")
+    }
+
+    fn end(&self) -> u32 {
+        self.tokens.max(self.forced()).min(self.max_tokens)
+    }
+
+    fn finish(&self) -> Option<Finish> {
+        if self.text.is_stopped() {
+            Some(Finish::Stop)
+        } else if self.said >= self.max_tokens {
+            Some(Finish::Length)
+        } else if self.said >= self.tokens.max(self.forced()) {
+            Some(Finish::Stop)
+        } else {
+            None
+        }
+    }
+}

@@ -4,8 +4,11 @@
 //! state machine, [`ownership`], for every adapter and every reader.
 
 mod error;
+mod local;
+mod metrics;
 pub mod ownership;
 mod port;
 
 pub use error::LogError;
-pub use port::{AppendDone, AppendOutcome, Bounds, ShardLog, StoredEntry};
+pub use local::{LocalLog, LocalLogOptions};
+pub use port::{AppendDone, AppendOutcome, Bounds, MAX_ENTRY_BYTES, ShardLog, StoredEntry};

@@ -4,6 +4,9 @@ use parlance_cluster_protocol::{Offset, ShardId};
 
 use crate::LogError;
 
+/// The largest entry that every log takes; a larger one is never written and its outcome stays unknown.
+pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
+
 /// What became of one appended entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendOutcome {

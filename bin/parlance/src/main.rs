@@ -1,1 +1,7 @@
-fn main() {}
+//! The `parlance` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    parlance_cli::main()
+}

@@ -1,0 +1,57 @@
+//! The command line: one file per command.
+
+mod cert;
+mod completions;
+mod config;
+mod model;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{failure::Failure, output};
+
+/// Runs chat assistants: a node that serves models and durable conversations, and the tools to talk to it
+#[derive(Debug, Parser)]
+#[command(name = "parlance", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 server unreachable.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    #[command(subcommand)]
+    Model(model::Model),
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    #[command(subcommand)]
+    Cert(cert::Cert),
+    Completions(completions::Completions),
+}
+
+/// Parses the command line and runs the command.
+pub(crate) fn run() -> ExitCode {
+    // clap itself ends wrong usage with code 2, and help and version with 0.
+    let cli = Cli::parse();
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::failure(&failure);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Up(up) => up.run(),
+        Command::Model(model) => model.run(),
+        Command::Config(config) => config.run(),
+        Command::Cert(cert) => cert.run(),
+        Command::Completions(completions) => completions.run(),
+    }
+}

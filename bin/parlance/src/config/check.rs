@@ -1,0 +1,287 @@
+//! Turns settings into a checked configuration. Problems are gathered, not thrown: an operator corrects them all at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
+    layers::{Layers, Origin, Raw, Setting},
+};
+use crate::{
+    models::{self, ModelSource},
+    platform,
+};
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+const DEFAULT_SHARDS: i64 = 64;
+
+/// Names of nodes, zones and models go into file names, metrics and logs.
+const MAX_NAME_BYTES: usize = 64;
+
+/// No count in a configuration is larger. What really bounds a limit is the machine's memory.
+const MANY: i64 = 100_000_000;
+
+/// A day: nothing that a limit times is left to take longer.
+const DAY_S: i64 = 24 * 60 * 60;
+
+/// Keys of parts that this version does not have, with what to do instead of setting them.
+const ABSENT: &[(&str, &str)] = &[
+    ("cluster.id", "this version runs single nodes"),
+    ("cluster.listen", "this version runs single nodes"),
+    ("cluster.seeds", "this version runs single nodes"),
+    ("log.brokers", "this version has log.kind = \"local\" only"),
+    ("log.topic_prefix", "this version has log.kind = \"local\" only"),
+    ("records.contact_points", "this version has records.kind = \"local\" only"),
+    ("records.keyspace", "this version has records.kind = \"local\" only"),
+    ("cache.url", "this version has cache.kind = \"local\" only"),
+];
+
+/// Checks every value.
+pub(super) fn check(layers: Layers, insecure: bool) -> Result<Config, Vec<String>> {
+    let mut reader = Reader { settings: layers.settings, problems: layers.problems };
+    let config = reader.config(insecure);
+    match config {
+        Some(config) if reader.problems.is_empty() => Ok(config),
+        _ => Err(reader.problems),
+    }
+}
+
+struct Reader {
+    settings: BTreeMap<Vec<String>, Setting>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn config(&mut self, insecure: bool) -> Option<Config> {
+        self.refuse_absent_parts();
+        let listen = self.address();
+        let data = self.directory("data", "--data", platform::default_data_dir);
+        let model_dir = self.directory("model_dir", "--model-dir", platform::default_model_dir);
+        let node = self.node();
+        let log_shards = self.integer("log.shards", DEFAULT_SHARDS, 1..=4_096) as u16;
+        for section in ["log.kind", "records.kind", "cache.kind"] {
+            self.one_of(section, &["local"]);
+        }
+        let models = self.models();
+        let limits = self.limits();
+        let api_key_file = self.text("auth.api_key_file").map(PathBuf::from);
+        let tls = self.tls();
+        if let Some(listen) = listen {
+            self.refuse_open_door(listen, api_key_file.is_some(), tls.is_some(), insecure);
+        }
+        let origins = self.origins();
+        let (listen, data, model_dir) = (listen?, data?, model_dir?);
+        Some(Config { listen, data, model_dir, node, log_shards, models, limits, api_key_file, tls, origins })
+    }
+
+    fn origins(&self) -> BTreeMap<String, String> {
+        self.settings.iter().map(|(path, setting)| (path.join("."), setting.origin.to_string())).collect()
+    }
+
+    fn setting(&self, key: &str) -> Option<&Setting> {
+        self.settings.get(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        match self.setting(key).map(|setting| &setting.raw) {
+            Some(Raw::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    /// Notes what is wrong with the value at `key`: the key, the value, where it was set, and the remedy.
+    fn wrong(&mut self, key: &str, value: impl std::fmt::Display, problem: &str, remedy: &str) {
+        let origin = self.setting(key).map_or(Origin::Default, |setting| setting.origin.clone());
+        self.problems.push(format!("{key} = {value} ({origin}) {problem}. {remedy}"));
+    }
+
+    fn integer(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
+        let Some(Raw::Integer(value)) = self.setting(key).map(|setting| setting.raw.clone()) else { return default };
+        if !range.contains(&value) {
+            let remedy = format!("Choose a number from {} to {}", range.start(), range.end());
+            self.wrong(key, value, "is out of range", &remedy);
+        }
+        value
+    }
+
+    fn count(&mut self, key: &str, default: i64) -> usize {
+        self.integer(key, default, 1..=MANY) as usize
+    }
+
+    fn seconds(&mut self, key: &str, default: i64) -> Duration {
+        Duration::from_secs(self.integer(key, default, 1..=DAY_S).unsigned_abs())
+    }
+
+    fn one_of(&mut self, key: &str, choices: &[&str]) {
+        if let Some(value) = self.text(key).filter(|value| !choices.contains(&value.as_str())) {
+            let remedy = format!("Set {key} = \"{}\"", choices.join("\" or \""));
+            self.wrong(key, format!("\"{value}\""), "is not in this version", &remedy);
+        }
+    }
+
+    fn refuse_absent_parts(&mut self) {
+        for (key, reason) in ABSENT {
+            if let Some(setting) = self.setting(key) {
+                let origin = setting.origin.clone();
+                self.problems.push(format!("{key} ({origin}) cannot be set: {reason}. Remove it"));
+            }
+        }
+    }
+
+    fn address(&mut self) -> Option<SocketAddr> {
+        let text = self.text("listen").unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+        let address = text.parse().ok();
+        if address.is_none() {
+            let remedy = "Write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080";
+            self.wrong("listen", format!("\"{text}\""), "is not an address", remedy);
+        }
+        address
+    }
+
+    fn directory(&mut self, key: &str, flag: &str, default: fn() -> Option<PathBuf>) -> Option<PathBuf> {
+        let directory = match self.text(key) {
+            Some(text) if text.is_empty() => None,
+            Some(text) => Some(PathBuf::from(text)),
+            None => default(),
+        };
+        if directory.is_none() {
+            self.wrong(key, "\"\"", "names no directory, and HOME is not set", &format!("Pass {flag} DIR"));
+        }
+        directory
+    }
+
+    fn node(&mut self) -> NodeConfig {
+        let name = self.text("node.name").unwrap_or_else(host_name);
+        self.check_name("node.name", &name);
+        let zone = self.text("node.zone");
+        if let Some(zone) = &zone {
+            self.check_name("node.zone", zone);
+        }
+        NodeConfig { name, zone }
+    }
+
+    fn check_name(&mut self, key: &str, name: &str) {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(allowed) {
+            let remedy = format!("Use 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ -");
+            self.wrong(key, format!("\"{name}\""), "is not a name", &remedy);
+        }
+    }
+
+    fn models(&mut self) -> BTreeMap<String, ModelConfig> {
+        let in_section = |path: &&Vec<String>| path.len() == 3 && path[0] == "models";
+        let mut names: BTreeSet<String> = self.settings.keys().filter(in_section).map(|path| path[1].clone()).collect();
+        if names.is_empty() {
+            names.insert(DEFAULT_MODEL.to_owned());
+        }
+        names.into_iter().filter_map(|name| self.model(&name).map(|model| (name, model))).collect()
+    }
+
+    fn model(&mut self, name: &str) -> Option<ModelConfig> {
+        let path = |key: &str| vec!["models".to_owned(), name.to_owned(), key.to_owned()];
+        let shown = |key: &str| format!("models.{name}.{key}");
+        let raw = |reader: &Self, key: &str| reader.settings.get(&path(key)).map(|setting| setting.raw.clone());
+        if !is_model_name(name) {
+            self.problems.push(format!(
+                "[models.{name:?}] is not a name. Use 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ : / -"
+            ));
+        }
+        let replicas = match raw(self, "replicas") {
+            Some(Raw::Integer(count)) if !(1..=64).contains(&count) => {
+                let problem = format!("{} = {count} is out of range. Choose a number from 1 to 64", shown("replicas"));
+                self.problems.push(problem);
+                1
+            }
+            Some(Raw::Integer(count)) => count as usize,
+            _ => 1,
+        };
+        if let Some(Raw::Text(precision)) = raw(self, "precision").filter(|raw| *raw != Raw::Text("f32".into())) {
+            self.problems.push(format!(
+                "{} = \"{precision}\" is not in this version. Set it to \"f32\" or remove it",
+                shown("precision")
+            ));
+        }
+        let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
+        let source = match raw(self, "source") {
+            Some(Raw::Text(text)) => text,
+            _ if name == DEFAULT_MODEL => models::DEFAULT_NAME.to_owned(),
+            _ => name.to_owned(),
+        };
+        match source.parse::<ModelSource>() {
+            Ok(source) => Some(ModelConfig { source, replicas, pinned }),
+            Err(problem) => {
+                self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
+                None
+            }
+        }
+    }
+
+    fn limits(&mut self) -> LimitsConfig {
+        LimitsConfig {
+            connections: self.count("limits.connections", 10_000),
+            body_bytes: self.integer("limits.body_bytes", 1024 * 1024, 1_024..=256 * 1024 * 1024) as usize,
+            header_bytes: self.integer("limits.header_bytes", 32 * 1024, 8_192..=1024 * 1024) as usize,
+            open_turns: self.count("limits.open_turns", 10_000),
+            open_turns_per_tenant: self.count("limits.open_turns_per_tenant", 5_000),
+            queued_turns_per_session: self.count("limits.queued_turns_per_session", 8),
+            live_sessions: self.count("limits.live_sessions", 100_000),
+            session_idle: self.seconds("limits.session_idle_s", 60),
+            turn_deadline: self.seconds("limits.turn_deadline_s", 300),
+            projection_lag: self.count("limits.projection_lag", 50_000),
+            history_bytes: self.count("limits.history_bytes", 256 * 1024),
+            stateless: self.count("limits.stateless", 1_000),
+            drain: self.seconds("limits.drain_s", 30),
+        }
+    }
+
+    fn tls(&mut self) -> Option<TlsConfig> {
+        let [cert, key, client_ca] =
+            ["tls.cert", "tls.key", "tls.client_ca"].map(|key| self.text(key).map(PathBuf::from));
+        match (cert, key, client_ca) {
+            (Some(cert), Some(key), client_ca) => Some(TlsConfig { cert, key, client_ca }),
+            (None, None, None) => None,
+            (cert, _, _) => {
+                let (set, missing) = match cert {
+                    Some(_) => ("tls.cert", "tls.key (--tls-key)"),
+                    None => ("part of [tls]", "tls.cert (--tls-cert)"),
+                };
+                self.problems.push(format!(
+                    "{set} is set but {missing} is not. Set both, or make a pair with `parlance cert dev`"
+                ));
+                None
+            }
+        }
+    }
+
+    fn refuse_open_door(&mut self, listen: SocketAddr, keys: bool, tls: bool, insecure: bool) {
+        if listen.ip().is_loopback() || insecure || (keys && tls) {
+            return;
+        }
+        let missing = match (keys, tls) {
+            (false, false) => "API keys and TLS",
+            (false, true) => "API keys",
+            (true, _) => "TLS",
+        };
+        let remedy = "Pass --api-key-file, --tls-cert and --tls-key (`parlance cert dev` makes a pair), or --insecure \
+                      where the network itself is trusted";
+        self.wrong("listen", format!("\"{listen}\""), &format!("serves other machines without {missing}"), remedy);
+    }
+}
+
+fn is_model_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '/' | '-');
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(allowed)
+}
+
+/// The host's name as far as it can stand in a node's name.
+fn host_name() -> String {
+    let name = platform::host_name().unwrap_or_default();
+    let kept: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')).collect();
+    let kept = kept.chars().take(MAX_NAME_BYTES).collect::<String>();
+    if kept.is_empty() { "node".to_owned() } else { kept }
+}

@@ -1,0 +1,180 @@
+//! The configuration: one TOML file, over it `PARLANCE_SECTION__KEY` in the environment, over that the command line.
+//!
+//! Everything is checked before anything is started, and everything that is wrong is told at once: where it was set, what is wrong
+//! with it and what to do.
+
+mod check;
+mod layers;
+mod schema;
+mod show;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use self::layers::Layers;
+use crate::{
+    failure::{Exit, Failure},
+    models::ModelSource,
+};
+
+/// The name of the model that answers where a request names none.
+pub(crate) const DEFAULT_MODEL: &str = "default";
+
+/// What the command line says about the configuration. Empty fields leave a key as file and environment have it.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub(crate) struct Overrides {
+    /// The configuration file (TOML)
+    #[arg(long, value_name = "FILE", env = "PARLANCE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to serve HTTP, as IP:PORT; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where log and records are kept [default: the user's state directory, usually ~/.local/state/parlance]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where `parlance model fetch` keeps weights [default: usually ~/.local/share/parlance/models]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model_dir: Option<PathBuf>,
+    /// The model named `default`: a fetched one by name, a GGUF file by path, or scripted:ttft_ms=20,token_ms=5
+    #[arg(long, value_name = "NAME|PATH|scripted:…")]
+    pub(crate) model: Option<String>,
+    /// This node's name [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// The failure zone that this node is in
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) zone: Option<String>,
+    /// The keys that clients may use, one per line: KEY, TENANT:KEY or TENANT:ROLE:KEY
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// The server's certificate chain (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Serve other machines without API keys or without TLS
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) data: PathBuf,
+    pub(crate) model_dir: PathBuf,
+    pub(crate) node: NodeConfig,
+    pub(crate) log_shards: u16,
+    /// By the name that a model is served under. Never empty.
+    pub(crate) models: BTreeMap<String, ModelConfig>,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) api_key_file: Option<PathBuf>,
+    pub(crate) tls: Option<TlsConfig>,
+    /// Where each value that is not a default was set, by its key.
+    origins: BTreeMap<String, String>,
+}
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeConfig {
+    pub(crate) name: String,
+    pub(crate) zone: Option<String>,
+}
+
+/// One model to serve.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelConfig {
+    pub(crate) source: ModelSource,
+    pub(crate) replicas: usize,
+    pub(crate) pinned: bool,
+}
+
+/// The bounds of the node and of its public face. Past one of them a request is refused at once.
+#[derive(Debug, Clone)]
+pub(crate) struct LimitsConfig {
+    pub(crate) connections: usize,
+    pub(crate) body_bytes: usize,
+    pub(crate) header_bytes: usize,
+    pub(crate) open_turns: usize,
+    pub(crate) open_turns_per_tenant: usize,
+    pub(crate) queued_turns_per_session: usize,
+    pub(crate) live_sessions: usize,
+    pub(crate) session_idle: Duration,
+    pub(crate) turn_deadline: Duration,
+    pub(crate) projection_lag: usize,
+    pub(crate) history_bytes: usize,
+    pub(crate) stateless: usize,
+    pub(crate) drain: Duration,
+}
+
+/// The files of the server's TLS identity.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsConfig {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    /// If set, clients must show a certificate of this authority.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads and checks the configuration of this process.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, a line each, with exit code 2.
+    pub(crate) fn load(overrides: &Overrides) -> Result<Self, Failure> {
+        Self::from_layers(
+            overrides,
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))),
+        )
+    }
+
+    fn from_layers(
+        overrides: &Overrides,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Failure> {
+        let mut layers = Layers::default();
+        if let Some(file) = &overrides.config {
+            layers.add_file(file);
+        }
+        layers.add_environment(environment);
+        add_flags(&mut layers, overrides);
+        check::check(layers, overrides.insecure).map_err(|lines| Failure { exit: Exit::Usage, lines })
+    }
+
+    /// The effective configuration as TOML that says where each value was set. It holds no secret: keys stay in their files.
+    pub(crate) fn to_toml(&self) -> String {
+        show::to_toml(self)
+    }
+
+    /// The same as JSON, without the origins.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        show::to_json(self)
+    }
+}
+
+fn add_flags(layers: &mut Layers, overrides: &Overrides) {
+    let path = |path: &Option<PathBuf>| path.as_deref().map(shown);
+    layers.add_flag("--listen", "listen", overrides.listen.clone());
+    layers.add_flag("--data", "data", path(&overrides.data));
+    layers.add_flag("--model-dir", "model_dir", path(&overrides.model_dir));
+    layers.add_flag("--model", "models.default.source", overrides.model.clone());
+    layers.add_flag("--node", "node.name", overrides.node.clone());
+    layers.add_flag("--zone", "node.zone", overrides.zone.clone());
+    layers.add_flag("--api-key-file", "auth.api_key_file", path(&overrides.api_key_file));
+    layers.add_flag("--tls-cert", "tls.cert", path(&overrides.tls_cert));
+    layers.add_flag("--tls-key", "tls.key", path(&overrides.tls_key));
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests;

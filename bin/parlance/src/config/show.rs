@@ -1,0 +1,97 @@
+//! Prints the effective configuration.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Config;
+
+/// One key: its section, its name and its value in JSON form, which for strings, numbers, flags and lists is TOML as well.
+type Row = (String, &'static str, Value);
+
+fn rows(config: &Config) -> Vec<Row> {
+    let top = |key, value| (String::new(), key, value);
+    let mut rows = vec![
+        top("listen", json!(config.listen.to_string())),
+        top("data", json!(config.data)),
+        top("model_dir", json!(config.model_dir)),
+        ("node".into(), "name", json!(config.node.name)),
+        ("node".into(), "zone", json!(config.node.zone)),
+        ("log".into(), "kind", json!("local")),
+        ("log".into(), "shards", json!(config.log_shards)),
+        ("records".into(), "kind", json!("local")),
+        ("cache".into(), "kind", json!("local")),
+    ];
+    for (name, model) in &config.models {
+        let section = format!("models.{}", quoted(name));
+        rows.push((section.clone(), "source", json!(model.source.to_string())));
+        rows.push((section.clone(), "replicas", json!(model.replicas)));
+        rows.push((section, "pinned", json!(model.pinned)));
+    }
+    rows.extend(limits(config).map(|(key, value)| ("limits".into(), key, value)));
+    rows.push(("auth".into(), "api_key_file", json!(config.api_key_file)));
+    if let Some(tls) = &config.tls {
+        rows.push(("tls".into(), "cert", json!(tls.cert)));
+        rows.push(("tls".into(), "key", json!(tls.key)));
+        rows.push(("tls".into(), "client_ca", json!(tls.client_ca)));
+    }
+    rows.retain(|(_, _, value)| !value.is_null());
+    rows
+}
+
+fn limits(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
+    let limits = &config.limits;
+    [
+        ("connections", json!(limits.connections)),
+        ("body_bytes", json!(limits.body_bytes)),
+        ("header_bytes", json!(limits.header_bytes)),
+        ("open_turns", json!(limits.open_turns)),
+        ("open_turns_per_tenant", json!(limits.open_turns_per_tenant)),
+        ("queued_turns_per_session", json!(limits.queued_turns_per_session)),
+        ("live_sessions", json!(limits.live_sessions)),
+        ("session_idle_s", json!(limits.session_idle.as_secs())),
+        ("turn_deadline_s", json!(limits.turn_deadline.as_secs())),
+        ("projection_lag", json!(limits.projection_lag)),
+        ("history_bytes", json!(limits.history_bytes)),
+        ("stateless", json!(limits.stateless)),
+        ("drain_s", json!(limits.drain.as_secs())),
+    ]
+    .into_iter()
+}
+
+fn quoted(name: &str) -> String {
+    let bare = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    if bare { name.to_owned() } else { format!("{name:?}") }
+}
+
+pub(super) fn to_toml(config: &Config) -> String {
+    let mut text = String::new();
+    let mut open = String::new();
+    for (section, key, value) in rows(config) {
+        if section != open {
+            let _ = write!(text, "\n[{section}]\n");
+            open.clone_from(&section);
+        }
+        let path = if section.is_empty() { key.to_owned() } else { format!("{}.{key}", section.replace('"', "")) };
+        let origin = config.origins.get(&path).map_or("default", String::as_str);
+        let _ = writeln!(text, "{:40} # {origin}", format!("{key} = {value}"));
+    }
+    text
+}
+
+pub(super) fn to_json(config: &Config) -> Value {
+    let mut root = serde_json::Map::new();
+    for (section, key, value) in rows(config) {
+        match section.strip_prefix("models.").map(|name| name.trim_matches('"').to_owned()) {
+            Some(name) => {
+                let models = root.entry("models").or_insert_with(|| json!({}));
+                models[name][key] = value;
+            }
+            None if section.is_empty() => {
+                root.insert(key.to_owned(), value);
+            }
+            None => root.entry(section).or_insert_with(|| json!({}))[key] = value,
+        }
+    }
+    Value::Object(root)
+}

@@ -1,0 +1,139 @@
+//! Layers, checks and messages of the configuration.
+
+use std::path::Path;
+
+use super::*;
+
+fn load(file: &str, environment: &[(&str, &str)], overrides: Overrides) -> Result<Config, Vec<String>> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("parlance.toml");
+    std::fs::write(&path, file).expect("written");
+    let overrides = Overrides { config: Some(path), ..overrides };
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let base = [("PARLANCE_DATA".to_owned(), "/d".to_owned()), ("PARLANCE_MODEL_DIR".to_owned(), "/m".to_owned())];
+    Config::from_layers(&overrides, base.into_iter().chain(environment)).map_err(|failure| {
+        assert_eq!(failure.exit, Exit::Usage);
+        failure.lines
+    })
+}
+
+fn refused(file: &str) -> String {
+    load(file, &[], Overrides::default()).expect_err(file).join("\n")
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let file = "listen = '127.0.0.1:1'\ndata = '/file'\n[node]\nname = 'file'\nzone = 'file'\n[limits]\nstateless = 3";
+    let environment = [("PARLANCE_NODE__NAME", "env"), ("PARLANCE_LISTEN", "127.0.0.1:2")];
+    let overrides = Overrides { listen: Some("127.0.0.1:3".into()), ..Overrides::default() };
+    let config = load(file, &environment, overrides).expect("valid");
+    assert_eq!(config.listen.port(), 3);
+    assert_eq!(config.node.name, "env");
+    assert_eq!(config.node.zone.as_deref(), Some("file"));
+    assert_eq!(config.data, Path::new("/d"));
+    assert_eq!(config.limits.stateless, 3);
+    assert_eq!(config.limits.open_turns, 10_000);
+    let shown = config.to_toml();
+    let origin = |key: &str| {
+        let line = shown.lines().find(|line| line.starts_with(key)).expect(key);
+        line.rsplit_once("# ").expect("an origin").1.to_owned()
+    };
+    assert_eq!(origin("listen"), "--listen");
+    assert_eq!(origin("name"), "PARLANCE_NODE__NAME");
+    assert!(origin("stateless").ends_with("parlance.toml"));
+    assert_eq!(origin("open_turns "), "default");
+}
+
+#[test]
+fn what_is_shown_is_a_configuration_again() {
+    let file = "[models.default]\nsource = 'scripted:seed=1'\n[models.'a.b']\nsource = '/x.gguf'\nreplicas = 2\npinned = true\n\
+                [auth]\napi_key_file = '/k'\n[tls]\ncert = '/c'\nkey = '/p'\nclient_ca = '/a'";
+    let config = load(file, &[], Overrides::default()).expect("valid");
+    let again = load(&config.to_toml(), &[], Overrides::default()).expect("valid again");
+    assert_eq!(config.to_json(), again.to_json());
+    assert_eq!(config.to_json()["models"]["a.b"]["replicas"], 2);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_name() {
+    let told = refused("lisen = '127.0.0.1:1'\n[limits]\nbody_byte = 1\n[nodes]\nname = 'a'\n[models.x]\nsorce = 'y'");
+    for meant in ["`listen`", "`limits.body_bytes`", "[node]", "`models.x.source`"] {
+        assert!(told.contains(&format!("Did you mean {meant}?")), "{told}");
+    }
+    assert_eq!(told.lines().count(), 4);
+}
+
+#[test]
+fn unknown_variables_are_refused_and_an_orchestrators_own_are_left_alone() {
+    let told = load("", &[("PARLANCE_NODE__NAM", "x"), ("PARLANCE_LISTN", "y")], Overrides::default());
+    let told = told.expect_err("two slips").join("\n");
+    assert!(told.contains("PARLANCE_NODE__NAM names no key. Did you mean PARLANCE_NODE__NAME?"), "{told}");
+    assert!(told.contains("PARLANCE_LISTN names no key. Did you mean PARLANCE_LISTEN?"), "{told}");
+    let foreign = [("PARLANCE_SERVICE_HOST", "x"), ("PARLANCE_PORT", "y"), ("PARLANCE_LOG", "debug"), ("HOME", "/")];
+    assert!(load("", &foreign, Overrides::default()).is_ok());
+}
+
+#[test]
+fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
+    let told = refused(
+        "listen = 'localhost'\n[node]\nname = 'a b'\n[log]\nkind = 'kafka'\nshards = 0\nbrokers = ['k:9092']\n\
+         [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int8'\n\
+         [tls]\ncert = '/c'",
+    );
+    for part in [
+        "listen = \"localhost\"",
+        "is not an address. Write an IP address and a port",
+        "node.name = \"a b\"",
+        "log.kind = \"kafka\"",
+        "log.shards = 0",
+        "from 1 to 4096",
+        "log.brokers",
+        "limits.body_bytes = -1",
+        "`limits.turn_deadline_s` must be a whole number, not a string",
+        "models.a.source = \"x y\"",
+        "models.a.replicas = 99",
+        "models.a.precision = \"int8\"",
+        "tls.cert is set but tls.key (--tls-key) is not",
+    ] {
+        assert!(told.contains(part), "no {part:?} in:\n{told}");
+    }
+    assert_eq!(told.lines().count(), 11, "{told}");
+}
+
+#[test]
+fn broken_files_are_told_with_the_line() {
+    assert!(refused("listen = '127.0.0.1:1'\n[node\n").contains("line 2"), "{}", refused("listen = 'a'\n[node\n"));
+    assert!(refused("node = 3").contains("`node` is a section"));
+    let missing = Overrides { config: Some("/nowhere/parlance.toml".into()), ..Overrides::default() };
+    let told = Config::from_layers(&missing, std::iter::empty()).expect_err("no such file").lines.join("\n");
+    assert!(told.contains("cannot read the configuration /nowhere/parlance.toml"), "{told}");
+}
+
+#[test]
+fn other_machines_are_served_only_with_keys_and_tls_or_on_demand() {
+    let open = "listen = '0.0.0.0:8080'\n";
+    let keys = "[auth]\napi_key_file = '/k'\n";
+    let tls = "[tls]\ncert = '/c'\nkey = '/p'\n";
+    for (file, missing) in [
+        (open.to_owned(), "without API keys and TLS"),
+        (format!("{open}{keys}"), "without TLS"),
+        (format!("{open}{tls}"), "without API keys"),
+    ] {
+        assert!(refused(&file).contains(missing), "{file}");
+    }
+    assert!(load(&format!("{open}{keys}{tls}"), &[], Overrides::default()).is_ok());
+    assert!(load(open, &[], Overrides { insecure: true, ..Overrides::default() }).is_ok());
+    for loopback in ["listen = '127.9.9.9:1'", "listen = '[::1]:1'"] {
+        assert!(load(loopback, &[], Overrides::default()).is_ok(), "{loopback}");
+    }
+}
+
+#[test]
+fn the_model_flag_is_the_model_named_default() {
+    let overrides = Overrides { model: Some("scripted:token_ms=5".into()), ..Overrides::default() };
+    let config = load("[models.other]\nsource = 'scripted'", &[], overrides).expect("valid");
+    assert_eq!(config.models.keys().collect::<Vec<_>>(), ["default", "other"]);
+    assert_eq!(config.models["default"].source, ModelSource::Scripted("token_ms=5".into()));
+    let unnamed = load("", &[], Overrides::default()).expect("valid");
+    assert_eq!(unnamed.models["default"].source, ModelSource::Named("smollm2-135m-instruct".into()));
+}

@@ -1,0 +1,22 @@
+//! The node, the operator's commands and the terminal client of Parlance, composed into one binary.
+
+mod auth;
+mod cli;
+mod client;
+mod config;
+mod failure;
+mod logs;
+mod models;
+mod output;
+mod platform;
+mod tls;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Runs the command that the process was called with.
+pub fn main() -> ExitCode {
+    cli::run()
+}

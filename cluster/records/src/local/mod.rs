@@ -1,0 +1,310 @@
+//! The embedded record store: one ordered table of rows on fjall, an LSM tree with a journal.
+//!
+//! A batch of changes goes to the kernel at once and to the disk with the next checkpoint: after a kill nothing is
+//! lost, after a power loss nothing up to the last checkpoint. What is left is always the state of one moment, so that
+//! the log, replayed from that checkpoint, completes it.
+//!
+//! Memory is bounded by [`LocalOptions`]: the block cache, up to five memtables (one written to, four waiting for
+//! their flush; writers wait past three) and some MiB for filters, indexes and compaction: 56 MiB and those by
+//! default.
+
+mod cell;
+mod files;
+mod journal;
+mod keys;
+mod mark;
+mod reader;
+mod schema;
+mod store;
+mod writer;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use fjall::PersistMode;
+use futures_util::{FutureExt, future::BoxFuture};
+use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::spawn_blocking,
+};
+
+pub use self::{keys::MAX_ID_BYTES, writer::MAX_VALUE_BYTES};
+use self::{
+    keys::{SessionPart, at_most},
+    mark::Mark,
+    store::Rows,
+    writer::{WriteError, Writer},
+};
+use crate::{At, Change, Order, RecordStore, RecordsError, StoredItem, metrics};
+
+/// Writers wait while this many memtables wait for their flush. The database itself would stop at four, in steps of
+/// 100 ms and without noticing when its own workers have failed.
+const MAX_SEALED_MEMTABLES: usize = 3;
+const FLUSH_POLL: Duration = Duration::from_millis(2);
+
+/// How much memory and space the embedded store may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalOptions {
+    /// Blocks of rows kept in memory, in bytes.
+    pub block_cache_bytes: u64,
+    /// The size at which a memtable is flushed, in bytes, of which there are up to five. Fixed when the store is
+    /// created.
+    pub memtable_bytes: u64,
+    /// Writes are refused with [`RecordsError::Full`] while less space than this is free, so that what was already
+    /// taken can still be flushed.
+    pub reserve_bytes: u64,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self { block_cache_bytes: 16 << 20, memtable_bytes: 8 << 20, reserve_bytes: 32 << 20 }
+    }
+}
+
+/// The embedded record store. One per directory and process; dropping it closes it.
+///
+/// Its futures need a tokio runtime, whose blocking threads do the work. A future that is dropped may or may not have
+/// done its work.
+pub struct LocalRecords {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    options: LocalOptions,
+    /// `None` while the rows could not be opened again.
+    rows: RwLock<Option<Rows>>,
+    mark: Mark,
+    writing: Arc<Mutex<Writing>>,
+    /// Declared last, to be released last.
+    _lock: File,
+}
+
+/// What only the writer of the moment may touch.
+struct Writing {
+    /// The number of the newest checkpoint.
+    number: u64,
+    /// The database refuses writes since the disk was full; it must be opened again.
+    starved: bool,
+}
+
+impl LocalRecords {
+    /// Opens the store in `dir` with the default options, creating what is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordsError::InUse`], [`RecordsError::Unusable`], [`RecordsError::Newer`] or [`RecordsError::Damaged`], each
+    /// with its remedy; the store is then as it was.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, RecordsError> {
+        Self::open_with(dir, LocalOptions::default())
+    }
+
+    /// Opens the store in `dir`, creating what is missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_with(dir: impl AsRef<Path>, options: LocalOptions) -> Result<Self, RecordsError> {
+        metrics::describe();
+        let dir = dir.as_ref().to_owned();
+        let lock = store::lock(&dir)?;
+        let opened = store::open(&dir, options)?;
+        let shared = Shared {
+            dir,
+            options,
+            rows: RwLock::new(Some(opened.rows)),
+            mark: opened.mark,
+            writing: Arc::new(Mutex::new(Writing { number: opened.number, starved: false })),
+            _lock: lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Rows) -> Result<T, RecordsError> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, RecordsError>> {
+        let shared = self.shared.clone();
+        blocking(move || {
+            let start = Instant::now();
+            let answer = shared.with_rows(read);
+            metrics::read_answered(start.elapsed());
+            answer
+        })
+        .boxed()
+    }
+}
+
+/// Runs blocking work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RecordsError> + Send + 'static,
+) -> Result<T, RecordsError> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(RecordsError::Unavailable(error.to_string())))
+}
+
+impl Shared {
+    fn with_rows<T>(&self, work: impl FnOnce(&Rows) -> Result<T, RecordsError>) -> Result<T, RecordsError> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        work(rows.as_ref().ok_or_else(|| RecordsError::Unavailable("it could not be opened again".into()))?)
+    }
+
+    fn write(&self, mut writing: OwnedMutexGuard<Writing>, changes: Vec<Change>) -> Result<(), RecordsError> {
+        let start = Instant::now();
+        changes.iter().try_for_each(writer::check)?;
+        self.make_writable(&mut writing)?;
+        let outcome = self.with_rows(|rows| {
+            let applied = wait_for_flushes(rows)
+                .map_err(WriteError::from)
+                .and_then(|()| Writer::new(&rows.db, &rows.keyspace).apply(changes));
+            applied.map_err(|error| self.write_error(&mut writing, error))
+        })?;
+        metrics::batch_written(start.elapsed(), outcome.applied, outcome.stale, outcome.bytes);
+        Ok(())
+    }
+
+    /// Writes the checkpoint behind all rows so far and syncs: the journal keeps their order, so a crash in between
+    /// leaves the checkpoint only with its rows.
+    fn put_checkpoint(
+        &self,
+        mut writing: OwnedMutexGuard<Writing>,
+        shard: ShardId,
+        checkpoint: &[u8],
+    ) -> Result<(), RecordsError> {
+        let start = Instant::now();
+        at_most("checkpoint", checkpoint.len(), MAX_VALUE_BYTES)?;
+        self.make_writable(&mut writing)?;
+        let number = writing.number + 1;
+        self.with_rows(|rows| {
+            let row = cell::encode(Position(number), checkpoint);
+            let written = wait_for_flushes(rows)
+                .and_then(|()| rows.keyspace.insert(keys::checkpoint(shard), row))
+                .and_then(|()| rows.db.persist(PersistMode::SyncAll));
+            written.map_err(|error| self.write_error(&mut writing, error.into()))
+        })?;
+        writing.number = number;
+        self.mark.advance(number).map_err(|error| RecordsError::Unavailable(error.to_string()))?;
+        metrics::checkpoint_written(start.elapsed());
+        Ok(())
+    }
+
+    /// Refuses while the disk is nearly full, and opens the database again once it no longer is, if it gave up.
+    fn make_writable(&self, writing: &mut Writing) -> Result<(), RecordsError> {
+        if self.is_short_of_space(self.options.reserve_bytes) {
+            return Err(RecordsError::Full { path: self.dir.clone() });
+        }
+        if writing.starved {
+            self.reopen()?;
+            writing.starved = false;
+        }
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), RecordsError> {
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        *rows = None;
+        *rows = Some(store::open(&self.dir, self.options)?.rows);
+        tracing::info!(path = %self.dir.display(), "the records take writes again");
+        Ok(())
+    }
+
+    fn write_error(&self, writing: &mut Writing, error: WriteError) -> RecordsError {
+        let error = match error {
+            WriteError::Records(error) => return error,
+            WriteError::Store(error) => error,
+        };
+        match &error {
+            fjall::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => {}
+            // A flush in the background failed. Twice the reserve, as the failed flush may have freed what it took.
+            fjall::Error::Poisoned if self.is_short_of_space(2 * self.options.reserve_bytes) => {}
+            fjall::Error::Poisoned => {
+                return RecordsError::Unavailable("an earlier write failed: restart the node".into());
+            }
+            error => return store::read_error(error),
+        }
+        tracing::error!(path = %self.dir.display(), "no space left for the records: writes wait until some is freed");
+        writing.starved = true;
+        RecordsError::Full { path: self.dir.clone() }
+    }
+
+    /// Whether less than `bytes` are free. Where the system does not say, writing has to find out.
+    fn is_short_of_space(&self, bytes: u64) -> bool {
+        rustix::fs::statvfs(&self.dir).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < bytes)
+    }
+}
+
+/// Waits until few enough memtables wait for their flush; an error once the database has given up on flushing.
+fn wait_for_flushes(rows: &Rows) -> fjall::Result<()> {
+    while rows.keyspace.sealed_memtable_count() >= MAX_SEALED_MEMTABLES {
+        rows.db.persist(PersistMode::Buffer)?;
+        std::thread::sleep(FLUSH_POLL);
+    }
+    Ok(())
+}
+
+impl RecordStore for LocalRecords {
+    fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), RecordsError>> {
+        let shared = self.shared.clone();
+        async move {
+            let writing = shared.writing.clone().lock_owned().await;
+            blocking(move || shared.write(writing, changes)).await
+        }
+        .boxed()
+    }
+
+    fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>> {
+        let shared = self.shared.clone();
+        async move {
+            let writing = shared.writing.clone().lock_owned().await;
+            blocking(move || shared.put_checkpoint(writing, shard, &checkpoint)).await
+        }
+        .boxed()
+    }
+
+    fn checkpoint(&self, shard: ShardId) -> BoxFuture<'_, Result<Option<Bytes>, RecordsError>> {
+        self.read(move |rows| reader::checkpoint(rows, shard))
+    }
+
+    fn session(&self, session: &SessionKey) -> BoxFuture<'_, Result<Option<At<Bytes>>, RecordsError>> {
+        let session = SessionPart::new(session);
+        self.read(move |rows| reader::session(rows, &session?))
+    }
+
+    fn items(
+        &self,
+        session: &SessionKey,
+        from: Option<u64>,
+        order: Order,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<StoredItem>, RecordsError>> {
+        let session = SessionPart::new(session);
+        self.read(move |rows| reader::items(rows, &session?, from, order, limit))
+    }
+
+    fn dedupe(&self, session: &SessionKey, limit: usize) -> BoxFuture<'_, Result<Vec<(String, Bytes)>, RecordsError>> {
+        let session = SessionPart::new(session);
+        self.read(move |rows| reader::dedupe(rows, &session?, limit))
+    }
+
+    fn turn(&self, tenant: &str, turn: TurnId) -> BoxFuture<'_, Result<Option<SessionKey>, RecordsError>> {
+        let key = keys::turn(tenant, turn);
+        self.read(move |rows| reader::turn(rows, &key?))
+    }
+
+    fn sessions(
+        &self,
+        tenant: &str,
+        channel: &str,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(SessionKey, At<Bytes>)>, RecordsError>> {
+        let prefix = keys::channel(tenant, channel);
+        let after = after.map(SessionPart::new).transpose();
+        self.read(move |rows| reader::sessions(rows, &prefix?, after?.as_ref(), limit))
+    }
+}

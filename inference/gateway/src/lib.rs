@@ -1,1 +1,9 @@
-//! parlance-inference-gateway
+//! The way from a turn to a replica: which models there are, which replica answers, and what exactly it is asked.
+
+mod error;
+mod registry;
+mod turn;
+
+pub use error::GatewayError;
+pub use registry::{DEFAULT_MODEL, ModelListing, ModelRegistry, ModelState};
+pub use turn::{DEFAULT_MAX_TOKENS, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS_LIMIT, Turn, prepare_turn, validate_options};

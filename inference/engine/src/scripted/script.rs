@@ -35,12 +35,10 @@ pub(super) struct Script {
 impl Script {
     pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Self {
         let digest: [u8; 32] = Sha256::digest(request.prompt.last_user_text.as_bytes()).into();
-        // Greedy requests are answered alike; sampled ones, like a regenerated reply, depend on their seed.
-        let choice = if request.sampling.temperature > 0.0 { random::bits(request.sampling.seed, 0) } else { 0 };
         let message = u64::from_le_bytes(std::array::from_fn(|n| digest[8 + n]));
         Self {
             digest,
-            words: random::bits(options.seed ^ choice, message),
+            words: random::bits(options.seed, message),
             tokens: options.tokens,
             max_tokens: request.max_tokens,
             forced: request.forced,

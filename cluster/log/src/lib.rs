@@ -3,6 +3,8 @@
 //! [`ShardLog`] is the port. What counts among the entries, who owns a shard and when a record is committed is decided by one pure
 //! state machine, [`ownership`], for every adapter and every reader.
 
+#[doc(hidden)]
+pub mod conformance;
 mod error;
 mod local;
 mod metrics;

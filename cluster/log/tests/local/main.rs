@@ -1,0 +1,4 @@
+//! Tests of the local log on real files.
+
+mod conformance;
+mod support;

@@ -48,7 +48,7 @@ pub(crate) struct Overrides {
     /// The failure zone that this node is in
     #[arg(long, value_name = "ZONE")]
     pub(crate) zone: Option<String>,
-    /// The keys that clients may use, one per line: KEY, TENANT:KEY or TENANT:ROLE:KEY
+    /// The keys that clients may use, one per line: KEY or TENANT KEY
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
     /// The server's certificate chain (PEM)

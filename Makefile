@@ -1,0 +1,55 @@
+# Parlance. `make` lists the targets.
+#
+# There is one build profile, release, and cargo's own target directory: nothing is built twice.
+
+SHELL := /bin/bash -o pipefail
+CARGO ?= cargo
+
+# Where `make run` keeps conversations and weights.
+DATA ?= data
+MODEL_DIR ?= models
+# What else `make run` passes on, for example: make run ARGS="--listen 127.0.0.1:9000 --model scripted"
+ARGS ?=
+
+export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check services bench notices
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build, fetch the model and start a node at http://127.0.0.1:8080
+	@.ci/services build
+	$(CARGO) build --release -p parlance
+	target/release/parlance model fetch
+	target/release/parlance up --data $(DATA) $(ARGS)
+
+services: ## Install what the tests need (Debian 12; asks for root where needed)
+	@.ci/services build
+	@.ci/services test
+
+test: services ## Build everything and pass all tests
+	$(CARGO) test --release --workspace --no-run
+	target/release/parlance model fetch
+	$(CARGO) build --release -p parlance --features planted-bugs --bin parlance-planted
+	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log
+	@.ci/count target/test.log
+
+check: ## Formatting, lints, licences, documentation
+	@.ci/services build
+	@.ci/services check
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) deny --log-level error check bans licenses sources
+	@.ci/notices --check
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --workspace
+
+bench: ## Measure turns per second, memory per session and the model
+	@.ci/services build
+	$(CARGO) build --release -p parlance
+	target/release/parlance model fetch
+	$(CARGO) bench --workspace
+
+notices: ## Write THIRD-PARTY-NOTICES.md anew
+	@.ci/notices

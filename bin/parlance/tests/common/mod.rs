@@ -1,0 +1,211 @@
+//! Runs the real binary: commands to their end, and nodes that end with the test.
+//!
+//! Nothing of the machine's own configuration reaches the processes. A node's log is kept where its test fails.
+
+#![expect(dead_code, reason = "every test binary compiles this module and uses its own part of it")]
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Far longer than anything here takes on a loaded machine: a wait that reaches it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A scripted model that answers at once.
+pub(crate) const SCRIPTED: &str = "scripted:ttft_ms=0,token_ms=0,tokens=16,seed=0";
+
+/// The `parlance` binary with a home of its own and none of the caller's settings.
+pub(crate) fn parlance(home: &Path) -> Command {
+    command(Path::new(env!("CARGO_BIN_EXE_parlance")), home)
+}
+
+fn command(binary: &Path, home: &Path) -> Command {
+    let mut command = Command::new(binary);
+    let ours = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("PARLANCE_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command.env("HOME", home).env_remove("XDG_STATE_HOME").env_remove("XDG_DATA_HOME").stdin(Stdio::null());
+    command
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Asserts a failure as a person meets it: its exit code and one line that has every one of `parts`.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "not one line: {self:?}");
+        for part in parts {
+            assert!(errors[0].contains(part), "no {part:?} in {:?}", errors[0]);
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn end(command: &mut Command) -> Ended {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let read = |from: Box<dyn std::io::Read + Send>| {
+        std::thread::spawn(move || std::io::read_to_string(from).unwrap_or_default())
+    };
+    let stdout = read(Box::new(child.stdout.take().expect("piped")));
+    let stderr = read(Box::new(child.stderr.take().expect("piped")));
+    let code = wait(&mut child).and_then(|status| status.code());
+    Ended { code, stdout: stdout.join().expect("a reader"), stderr: stderr.join().expect("a reader") }
+}
+
+/// Waits for the end of a process; one that outlives all patience is killed and has no status.
+pub(crate) fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().expect("our own child") {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+/// A running node. Dropping it kills it.
+pub(crate) struct Node {
+    child: Child,
+    /// The first line that it printed.
+    pub(crate) listening: Value,
+    log: PathBuf,
+    _stdout: ChildStdout,
+}
+
+/// The directory of a node's data, log and home.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self(TempDir::new().expect("a temporary directory"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// Writes a file and returns its path.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    }
+
+    /// `parlance` with this place as its home.
+    pub(crate) fn parlance(&self) -> Command {
+        parlance(self.path())
+    }
+
+    /// `parlance up` on a free port with the scripted model and this place's data.
+    pub(crate) fn up(&self) -> Command {
+        let mut up = self.parlance();
+        up.args(["up", "--listen", "127.0.0.1:0", "--model", SCRIPTED, "--data"]).arg(self.data());
+        up
+    }
+
+    /// Starts a node.
+    pub(crate) fn start(&self) -> Node {
+        Node::start(self, &mut self.up())
+    }
+}
+
+impl Node {
+    /// Starts a node by its command and waits for its first line.
+    #[track_caller]
+    pub(crate) fn start(place: &Place, command: &mut Command) -> Self {
+        let log = place.path().join("node.log");
+        let stderr = File::options().create(true).append(true).open(&log).expect("a log file");
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the binary starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = stdout.read_line(&mut line);
+            let _ = sender.send((read.map(|_| line), stdout.into_inner()));
+        });
+        let first = receiver.recv_timeout(PATIENCE);
+        let (Ok((Ok(line), stdout)), log_text) = (first, std::fs::read_to_string(&log).unwrap_or_default()) else {
+            let _ = child.kill();
+            panic!("the node printed no first line");
+        };
+        let listening = serde_json::from_str(&line).unwrap_or_else(|_| panic!("first line {line:?}, log:\n{log_text}"));
+        Self { child, listening, log, _stdout: stdout }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listening["http"].as_str().expect("an address").parse().expect("an address")
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address())
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.id().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "cannot signal the node");
+    }
+
+    /// Waits for the node to end by itself.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        wait(&mut self.child).and_then(|status| status.code())
+    }
+
+    /// Ends it as an orchestrator does, and returns its exit code.
+    pub(crate) fn terminate(mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// Kills it as a crash does.
+    pub(crate) fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let kept = std::env::temp_dir().join(format!("parlance-node-{}.log", self.child.id()));
+            let _ = std::fs::copy(&self.log, &kept);
+            eprintln!("the node's log is kept at {}", kept.display());
+        }
+    }
+}

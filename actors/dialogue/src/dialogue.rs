@@ -100,21 +100,18 @@ impl Dialogue {
         Self::with(Durable::new(session, limits), History::default(), Dedupe::default())
     }
 
-    /// A session from its rows: the state, the transcript's rows in [`Durable::history_rows`] and all event ids. The transcript's
-    /// rows and event ids may be newer than the state. Then [`apply`](Self::apply) what the log holds behind the state, and tell
+    /// A session from its rows: the state, the transcript's rows in [`Durable::history_rows`] and all event ids. The transcript
+    /// and the event ids may be newer than the state. Then [`apply`](Self::apply) what the log holds behind the state, and tell
     /// [`Command::Recovered`].
     ///
     /// # Errors
     ///
     /// [`DialogueError::Wire`] if a row is newer or damaged.
     pub fn restore(
-        session: SessionKey,
-        limits: Limits,
-        snapshot: &[u8],
+        durable: Durable,
         items: Vec<(u64, Bytes)>,
         dedupe: Vec<(String, Bytes)>,
     ) -> Result<Self, DialogueError> {
-        let durable = Durable::decode(session, limits, snapshot)?;
         let history = History::restore(durable.history_rows(), items)?;
         Ok(Self::with(durable, history, Dedupe::restore(dedupe)?))
     }
@@ -176,7 +173,7 @@ impl Dialogue {
                 self.history = History::starting_at(self.durable.items());
                 self.dedupe.clear();
             }
-            ViewChange::PutState { .. } | ViewChange::PutTurn { .. } | ViewChange::ForgetDedupe { .. } => {}
+            ViewChange::PutTurn { .. } | ViewChange::ForgetDedupe { .. } => {}
         }
     }
 
@@ -235,7 +232,8 @@ impl Dialogue {
     pub fn wake_at(&self) -> Option<TimestampMs> {
         let open = self.durable.open.front().filter(|_| self.live)?;
         let head = self.head.as_ref()?;
-        head.wake_at(open.request.deadline, &self.limits)
+        let checkpoint_in_flight = self.has_pending(|what| matches!(what, InFlight::Progress(_)));
+        head.wake_at(open.request.deadline, self.limits.checkpoint_ms, checkpoint_in_flight)
     }
 
     fn tell_ended(&mut self, out: &mut Vec<Effect>) {

@@ -29,8 +29,8 @@ impl Projector {
         Ok(Self { durable, changed: false })
     }
 
-    /// Adds the changes that a record makes, its state row excepted; none if the state holds the record already. Then the
-    /// rows do too: they are written before the state.
+    /// Adds the changes that a record makes, its state row excepted; none if the state holds the record already, since the other
+    /// rows, which are written before it, then do so too.
     ///
     /// # Errors
     ///

@@ -2,21 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parlance_cluster_protocol::{
     BodyHash, FinishReason, Item, ModelTag, Origin, Replied, TimestampMs, TurnFailed, TurnId, Usage, UserHash,
 };
 
-/// One change of the session's rows, made by one record. Changes of one record are applied in order; the state is put last.
+/// One change of the session's rows, made by one record. Changes are written in order, and the state row last: every record
+/// changes it, and only its newest version matters.
 ///
 /// Invariant: within one record a row is removed before it is put, never the other way round.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ViewChange {
-    /// Writes the state row. Only the newest matters: earlier ones may be left out.
-    PutState {
-        /// The state, as [`Durable::decode`](crate::Durable::decode) reads it.
-        state: Bytes,
-    },
     /// Writes one row of the transcript.
     PutItem {
         /// Its number, counted from 0.

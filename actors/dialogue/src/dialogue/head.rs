@@ -13,13 +13,13 @@ use parlance_cluster_protocol::{
 };
 
 use super::{Dialogue, InFlight};
-use crate::{Effect, Failure, GenerationOrder, Limits, OpenTurn};
+use crate::{Effect, Failure, GenerationOrder, OpenTurn};
 
 #[derive(Debug)]
 pub(super) struct Head {
     turn: TurnId,
     phase: Phase,
-    /// The most that any attempt of this process said.
+    /// The most that any earlier attempt of this process said, as far as the running one continues it.
     said: Said,
 }
 
@@ -59,17 +59,27 @@ struct Said {
     text: String,
 }
 
+impl Run {
+    fn wants_checkpoint(&self) -> bool {
+        self.started.is_some() && self.recorded < self.said.tokens.len()
+    }
+
+    fn next_checkpoint(&self, every_ms: u64) -> TimestampMs {
+        TimestampMs(self.checkpoint_at.0.saturating_add(every_ms))
+    }
+}
+
 impl Head {
     fn new(turn: TurnId, phase: Phase) -> Self {
         Self { turn, phase, said: Said::default() }
     }
 
-    pub(super) fn wake_at(&self, deadline: TimestampMs, limits: &Limits) -> Option<TimestampMs> {
+    pub(super) fn wake_at(&self, deadline: TimestampMs, every_ms: u64, in_flight: bool) -> Option<TimestampMs> {
         match &self.phase {
             Phase::Ending(_) => None,
             Phase::Waiting { until } => Some(deadline.min(*until)),
-            Phase::Running(run) if run.recorded < run.said.tokens.len() => {
-                Some(deadline.min(TimestampMs(run.checkpoint_at.0 + limits.checkpoint_ms)))
+            Phase::Running(run) if run.wants_checkpoint() && !in_flight => {
+                Some(deadline.min(run.next_checkpoint(every_ms)))
             }
             Phase::Fresh | Phase::Attempting | Phase::Running(_) => Some(deadline),
         }
@@ -230,9 +240,11 @@ impl Dialogue {
         prompt_tokens: u32,
     ) {
         let recorded = self.durable.open.front().map_or(0, |open| open.tokens.len());
-        if let Some(run) = self.run_mut(turn, attempt) {
-            run.started = Some(Started { model, prompt_tokens });
-            run.recorded = if continues { recorded } else { 0 };
+        let Some(run) = self.run_mut(turn, attempt) else { return };
+        run.started = Some(Started { model, prompt_tokens });
+        run.recorded = if continues { recorded } else { 0 };
+        if let Some(head) = self.head.as_mut().filter(|_| !continues) {
+            head.said = Said::default();
         }
     }
 
@@ -248,7 +260,7 @@ impl Dialogue {
         let (now, limits) = (self.clock, self.limits);
         let Some(Head { turn, phase: Phase::Running(run), .. }) = &mut self.head else { return };
         let (Some(started), Some(new)) = (&run.started, run.said.tokens.get(run.recorded..)) else { return };
-        let due = new.len() >= limits.checkpoint_tokens || now.0 >= run.checkpoint_at.0 + limits.checkpoint_ms;
+        let due = new.len() >= limits.checkpoint_tokens || run.next_checkpoint(limits.checkpoint_ms) <= now;
         let in_flight = self.pending.iter().any(|pending| matches!(pending.what, InFlight::Progress(_)));
         if new.is_empty() || !due || in_flight {
             return;

@@ -15,6 +15,9 @@ use crate::{
 
 const STATE: &str = "session state";
 
+/// More items than a session can have, so that their numbers never overflow.
+const MAX_ITEMS: u64 = 1 << 62;
+
 #[derive(Clone, PartialEq, Message)]
 struct StateRow {
     #[prost(uint32, tag = "1")]
@@ -124,8 +127,11 @@ pub(crate) fn encode_state(state: &Durable) -> Bytes {
 pub(crate) fn decode_state(session: SessionKey, limits: Limits, bytes: &[u8]) -> Result<Durable, DialogueError> {
     let row = StateRow::decode(Bytes::copy_from_slice(bytes)).map_err(|e| malformed(STATE, e))?;
     check_format(STATE, row.format)?;
+    if row.window_from > MAX_ITEMS {
+        return Err(malformed(STATE, "its items have impossible numbers").into());
+    }
     let open = row.open.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
-    Ok(Durable {
+    let state = Durable {
         session,
         limits,
         position: row.position.map(Position),
@@ -141,7 +147,21 @@ pub(crate) fn decode_state(session: SessionKey, limits: Limits, bytes: &[u8]) ->
         open,
         last: row.last.map(TryInto::try_into).transpose()?,
         binding: row.binding.map(TryInto::try_into).transpose()?,
-    })
+    };
+    check(&state)?;
+    Ok(state)
+}
+
+/// The invariants that later arithmetic rests on.
+fn check(state: &Durable) -> Result<(), WireError> {
+    let items = state.window.next();
+    let heads_fit = state.open.iter().enumerate().all(|(at, open)| match &open.head {
+        Some(head) => at == 0 && head.first_item <= items,
+        None => at > 0,
+    });
+    let last_fits =
+        state.last.as_ref().is_none_or(|last| last.first_item <= last.answer_item && last.answer_item < items);
+    if heads_fit && last_fits { Ok(()) } else { Err(malformed(STATE, "its turns do not fit its items")) }
 }
 
 impl From<&OpenTurn> for OpenRow {

@@ -1,1 +1,30 @@
-//! parlance-actors-runtime
+//! The actors of a node: shards that own sessions, sessions that feed their pure machine, workers that own models, and the
+//! supervisors above them.
+//!
+//! [`Node`] starts and ends the tree; [`Sessions`] is how its clients reach durable sessions. Nobody outside this crate sees an
+//! actor's messages.
+
+mod admission;
+mod checkpoint;
+mod clock;
+mod error;
+mod limits;
+pub mod metrics;
+mod model_worker;
+mod models;
+mod node;
+mod session;
+mod sessions;
+mod shard;
+mod shards;
+mod supervisor;
+mod turn;
+
+pub(crate) use error::ShardError;
+pub use error::{Refusal, StartError};
+pub use limits::Limits;
+pub use model_worker::{LoadModel, ModelSpec};
+pub use node::{Node, NodeOptions, NodeStatus, Readiness, StatelessRequest};
+pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
+pub use supervisor::RestartPolicy;
+pub use turn::{AcceptedTurn, Idempotency, TurnEvent, TurnOutcome, TurnRequest, TurnStream};

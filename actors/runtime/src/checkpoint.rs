@@ -1,0 +1,165 @@
+//! A shard's checkpoint: where a new owner starts to replay, and what was open there.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use parlance_cluster_log::ownership::LogPoint;
+use parlance_cluster_protocol::{
+    Epoch, Nonce, Offset, Seq, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnId, WireError,
+};
+use prost::Message;
+
+const WHAT: &str = "shard checkpoint";
+const FORMAT_VERSION: u32 = 1;
+
+/// The turns of a shard that were accepted and have no final answer: the obligations of its owner.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct OpenTurns(BTreeMap<TurnId, OpenTurn>);
+
+/// One accepted turn without a final answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OpenTurn {
+    pub(crate) session: SessionKey,
+    pub(crate) deadline: TimestampMs,
+}
+
+impl OpenTurns {
+    /// Follows one committed record.
+    pub(crate) fn apply(&mut self, record: &SessionRecord) {
+        match &record.event {
+            SessionEvent::TurnAccepted(accepted) => {
+                let turn = OpenTurn { session: record.session.clone(), deadline: accepted.deadline };
+                self.0.insert(accepted.turn, turn);
+            }
+            SessionEvent::Replied(replied) => drop(self.0.remove(&replied.turn)),
+            SessionEvent::TurnFailed(failed) => drop(self.0.remove(&failed.turn)),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (TurnId, &OpenTurn)> {
+        self.0.iter().map(|(turn, open)| (*turn, open))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// The reader's state: everything before `point.next` is in the record store.
+    pub(crate) point: LogPoint,
+    /// What was open at `point`.
+    pub(crate) open: OpenTurns,
+}
+
+impl Checkpoint {
+    /// The beginning of a log.
+    pub(crate) fn start() -> Self {
+        Self { point: LogPoint::START, open: OpenTurns::default() }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let open = self.open.iter().map(|(turn, open)| WireOpenTurn {
+            turn: turn.0.to_be_bytes().to_vec(),
+            session: open.session.encode(),
+            deadline_ms: open.deadline.0,
+        });
+        let stored = WireCheckpoint {
+            format: FORMAT_VERSION,
+            next: self.point.next.0,
+            epoch: self
+                .point
+                .epoch
+                .map(|epoch| WireEpoch { offset: epoch.offset.0, nonce: epoch.nonce.0.to_be_bytes().to_vec() }),
+            seq: self.point.seq.map(|seq| seq.0),
+            open: open.collect(),
+        };
+        stored.encode_to_vec().into()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let malformed = |reason: String| WireError::Malformed { what: WHAT, reason };
+        let stored = WireCheckpoint::decode(bytes).map_err(|e| malformed(e.to_string()))?;
+        if stored.format > FORMAT_VERSION {
+            return Err(WireError::Newer { what: WHAT, found: stored.format, supported: FORMAT_VERSION });
+        }
+        let id = |bytes: Vec<u8>| {
+            <[u8; 16]>::try_from(bytes).map(u128::from_be_bytes).map_err(|_| malformed("an id is not 16 bytes".into()))
+        };
+        let epoch = stored
+            .epoch
+            .map(|epoch| Ok::<_, WireError>(Epoch { offset: Offset(epoch.offset), nonce: Nonce(id(epoch.nonce)?) }));
+        let mut open = BTreeMap::new();
+        for turn in stored.open {
+            let session = SessionKey::decode(&turn.session)?;
+            open.insert(TurnId(id(turn.turn)?), OpenTurn { session, deadline: TimestampMs(turn.deadline_ms) });
+        }
+        let point = LogPoint { next: Offset(stored.next), epoch: epoch.transpose()?, seq: stored.seq.map(Seq) };
+        Ok(Self { point, open: OpenTurns(open) })
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireCheckpoint {
+    #[prost(uint32, tag = "1")]
+    format: u32,
+    #[prost(uint64, tag = "2")]
+    next: u64,
+    #[prost(message, optional, tag = "3")]
+    epoch: Option<WireEpoch>,
+    #[prost(uint64, optional, tag = "4")]
+    seq: Option<u64>,
+    #[prost(message, repeated, tag = "5")]
+    open: Vec<WireOpenTurn>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireEpoch {
+    #[prost(uint64, tag = "1")]
+    offset: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    nonce: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireOpenTurn {
+    #[prost(bytes = "vec", tag = "1")]
+    turn: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    session: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    deadline_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Checkpoint {
+        let session = SessionKey::api("default", "demo");
+        let open = OpenTurn { session, deadline: TimestampMs(99) };
+        let epoch = Epoch { offset: Offset(7), nonce: Nonce(u128::MAX / 3) };
+        Checkpoint {
+            point: LogPoint { next: Offset(42), epoch: Some(epoch), seq: Some(Seq(34)) },
+            open: OpenTurns(BTreeMap::from([(TurnId(5), open)])),
+        }
+    }
+
+    #[test]
+    fn checkpoints_round_trip() {
+        for checkpoint in [Checkpoint::start(), example()] {
+            assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+        }
+    }
+
+    #[test]
+    fn newer_and_damaged_checkpoints_are_refused() {
+        let newer = WireCheckpoint { format: 2, ..WireCheckpoint::default() }.encode_to_vec();
+        assert!(matches!(Checkpoint::decode(&newer), Err(WireError::Newer { found: 2, .. })));
+        let encoded = example().encode();
+        assert!(Checkpoint::decode(&encoded[..encoded.len() - 1]).is_err());
+    }
+}

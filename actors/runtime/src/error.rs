@@ -1,0 +1,137 @@
+use std::time::Duration;
+
+use parlance_actors_dialogue::DialogueError;
+use parlance_cluster_log::{LogError, ownership::StepDown};
+use parlance_cluster_protocol::{SessionKey, WireError};
+use parlance_cluster_records::RecordsError;
+use parlance_inference_engine::EngineError;
+use ractor::SpawnErr;
+use thiserror::Error;
+
+/// Why a request was not carried out. Nothing was changed and nothing was accepted.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum Refusal {
+    /// A value cannot be used.
+    #[error("{message}")]
+    InvalidValue {
+        /// The parameter, as the public interface names it.
+        param: String,
+        /// What is wrong, for the caller.
+        message: String,
+    },
+    /// The prompt does not fit the model's context.
+    #[error("{0}")]
+    ContextExceeded(String),
+    /// No such model.
+    #[error("the model `{model}` does not exist; available: {available}")]
+    ModelNotFound {
+        /// The name that was asked for.
+        model: String,
+        /// The names that there are, comma-separated.
+        available: String,
+    },
+    /// The model is known but cannot answer yet, or failed to load.
+    #[error("the model `{model}` is not ready: {reason}")]
+    ModelNotReady {
+        /// Its name.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+    /// No such session, or it was deleted.
+    #[error("the session does not exist")]
+    SessionNotFound,
+    /// The idempotency key belongs to a request with another body.
+    #[error("this Idempotency-Key was used with another request")]
+    IdempotencyConflict,
+    /// The session exists already.
+    #[error("the session exists already")]
+    SessionExists,
+    /// The session's queue of turns is at its bound.
+    #[error("the session has {queued} turns waiting, which is its limit")]
+    SessionBusy {
+        /// How many wait.
+        queued: usize,
+    },
+    /// The caller has reached a limit of its own.
+    #[error("{0}")]
+    RateLimited(String),
+    /// The caller's tenant is at its bound.
+    #[error("the tenant has {open} open turns, which is its limit")]
+    QueueFull {
+        /// How many are open.
+        open: usize,
+    },
+    /// The node is at a bound of its own.
+    #[error("this node is at its limit: {what}")]
+    Overloaded {
+        /// Which bound.
+        what: &'static str,
+        /// When a try is likely to succeed.
+        retry_after: Duration,
+    },
+    /// The log does not take new turns.
+    #[error("the log does not take new turns: {0}")]
+    LogUnavailable(String),
+    /// The session's records cannot be read now.
+    #[error("the records cannot be read: {0}")]
+    RecordsUnavailable(String),
+    /// The node is about to stop.
+    #[error("this node is draining")]
+    Draining,
+    /// The session failed again and again and is set aside; a restart of the node brings it back.
+    #[error("the session {0} failed repeatedly and is parked")]
+    Parked(SessionKey),
+    /// The model failed before it produced a reply, or its queue is full.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Refusal {
+    /// The code of the public interface, from a closed set.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidValue { .. } => "invalid_value",
+            Self::ContextExceeded(_) | Self::Engine(EngineError::ContextExceeded { .. }) => "context_length_exceeded",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::SessionNotFound => "session_not_found",
+            Self::IdempotencyConflict => "idempotency_conflict",
+            Self::SessionExists => "session_exists",
+            Self::SessionBusy { .. } => "session_busy",
+            Self::RateLimited(_) => "rate_limited",
+            Self::QueueFull { .. } => "queue_full",
+            Self::ModelNotReady { .. } | Self::Overloaded { .. } | Self::Engine(EngineError::QueueFull { .. }) => {
+                "overloaded"
+            }
+            Self::LogUnavailable(_) => "log_unavailable",
+            Self::RecordsUnavailable(_) => "records_unavailable",
+            Self::Draining => "draining",
+            Self::Parked(_) => "session_parked",
+            Self::Engine(EngineError::DeadlineExceeded) => "deadline_exceeded",
+            Self::Engine(_) => "model_failed",
+        }
+    }
+}
+
+/// Why a shard's actor cannot go on. It is restarted, and tries again from the log.
+#[derive(Debug, Error)]
+pub(crate) enum ShardError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Dialogue(#[from] DialogueError),
+    #[error(transparent)]
+    SteppedDown(#[from] StepDown),
+}
+
+/// Why a node cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// An actor could not be started.
+    #[error("cannot start the node: {0}")]
+    Actor(#[from] SpawnErr),
+}

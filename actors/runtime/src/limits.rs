@@ -1,0 +1,40 @@
+use std::time::Duration;
+
+/// The bounds of one node. Past a bound a request is refused at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Turns accepted or waiting to be, over all sessions of the node.
+    pub open_turns: usize,
+    /// The same for one tenant.
+    pub open_turns_per_tenant: usize,
+    /// Turns that wait in one session behind the running one.
+    pub queued_turns_per_session: usize,
+    /// Sessions in memory; the longest idle ones leave first.
+    pub live_sessions: usize,
+    /// How long an idle session stays in memory.
+    pub session_idle: Duration,
+    /// How long a turn may take from acceptance to its reply.
+    pub turn_deadline: Duration,
+    /// Committed records per shard that the record store may lag behind; past it new turns are refused.
+    pub projection_lag: usize,
+    /// Bytes of a session's latest history that stay in memory.
+    pub history_bytes: usize,
+    /// Stateless generations at once.
+    pub stateless: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            open_turns: 10_000,
+            open_turns_per_tenant: 5_000,
+            queued_turns_per_session: 8,
+            live_sessions: 100_000,
+            session_idle: Duration::from_secs(60),
+            turn_deadline: Duration::from_secs(300),
+            projection_lag: 50_000,
+            history_bytes: 256 * 1024,
+            stateless: 1_000,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The models of this node: which worker answers, and what exactly it is asked.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use parlance_actors_dialogue::GenerationOrder;
+use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
+use parlance_inference_engine::{GenerateRequest, Replica};
+use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
+use tokio::time::Instant;
+
+use crate::{Refusal, clock::Clock, model_worker::ModelWorkerHandle};
+
+/// Reaches every model of the node. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Models(Arc<Shared>);
+
+struct Shared {
+    registry: ModelRegistry,
+    /// The worker of each published replica.
+    workers: RwLock<Vec<(Arc<dyn Replica>, ModelWorkerHandle)>>,
+}
+
+/// A generation that is ready to be handed to its worker.
+pub(crate) struct Planned {
+    pub(crate) worker: ModelWorkerHandle,
+    pub(crate) request: GenerateRequest,
+    pub(crate) tag: ModelTag,
+}
+
+/// A generation outside any session.
+pub(crate) struct Stateless<'a> {
+    pub(crate) tenant: &'a str,
+    pub(crate) input: &'a [Item],
+    pub(crate) options: &'a GenerationOptions,
+    pub(crate) seed: u64,
+    pub(crate) deadline: Duration,
+}
+
+impl Models {
+    pub(crate) fn new(registry: ModelRegistry) -> Self {
+        Self(Arc::new(Shared { registry, workers: RwLock::default() }))
+    }
+
+    pub(crate) fn registry(&self) -> &ModelRegistry {
+        &self.0.registry
+    }
+
+    /// Serves `model` by a worker's replica. Replicas of the same model that other workers brought go on serving.
+    pub(crate) fn attach(&self, model: &str, replica: Arc<dyn Replica>, worker: ModelWorkerHandle) {
+        let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
+        workers.push((replica, worker));
+        let of_model = workers.iter().map(|(replica, _)| replica).filter(|replica| replica.info().name == model);
+        self.0.registry.publish(model, of_model.cloned().collect());
+    }
+
+    pub(crate) fn detach(&self, model: &str, replica: &Arc<dyn Replica>, reason: &str) {
+        let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
+        workers.retain(|(known, _)| !Arc::ptr_eq(known, replica));
+        self.0.registry.withdraw(model, replica, reason);
+    }
+
+    /// Checks what can be checked before a turn is accepted: options, model, and that what is to be answered fits its context.
+    pub(crate) fn check(&self, options: &GenerationOptions, input: &[Item], history: History) -> Result<(), Refusal> {
+        validate_options(options)?;
+        let replica = self.0.registry.route(&options.model, 0)?;
+        let latest = match history {
+            History::Session => input.iter().filter(|item| item.role != Role::System).next_back(),
+            History::Given => None,
+        };
+        let items = latest.map_or(input, std::slice::from_ref);
+        if !items.is_empty() {
+            prepare_turn(&*replica, turn(items, options, History::Given))?;
+        }
+        Ok(())
+    }
+
+    /// Renders a session's turn for the replica that is to answer it.
+    pub(crate) fn plan(&self, clock: Clock, tenant: &str, order: GenerationOrder) -> Result<Planned, Refusal> {
+        let replica = self.0.registry.route(&order.options.model, order.affinity)?;
+        let tag = tag(&*replica);
+        let forced = if order.forced_model.as_ref() == Some(&tag) { order.forced } else { Vec::new() };
+        let items: Vec<Item> = order.messages.iter().map(|item| Item::clone(item)).collect();
+        let left = Duration::from_millis(order.deadline.0.saturating_sub(clock.now().0));
+        let request = prepare_turn(
+            &*replica,
+            Turn {
+                seed: order.seed,
+                forced,
+                deadline: Some((Instant::now() + left).into_std()),
+                tenant,
+                affinity: order.affinity,
+                ..turn(&items, &order.options, order.history)
+            },
+        )?;
+        self.planned(&replica, request, tag)
+    }
+
+    /// Renders a generation outside any session.
+    pub(crate) fn plan_stateless(&self, stateless: Stateless<'_>) -> Result<Planned, Refusal> {
+        let replica = self.0.registry.route(&stateless.options.model, 0)?;
+        let request = prepare_turn(
+            &*replica,
+            Turn {
+                seed: stateless.seed,
+                deadline: Some((Instant::now() + stateless.deadline).into_std()),
+                tenant: stateless.tenant,
+                ..turn(stateless.input, stateless.options, History::Given)
+            },
+        )?;
+        let tag = tag(&*replica);
+        self.planned(&replica, request, tag)
+    }
+
+    fn planned(&self, replica: &Arc<dyn Replica>, request: GenerateRequest, tag: ModelTag) -> Result<Planned, Refusal> {
+        let workers = self.0.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let found = workers.iter().find(|(known, _)| Arc::ptr_eq(known, replica));
+        let gone = || Refusal::ModelNotReady { model: tag.name.clone(), reason: "its worker is restarting".into() };
+        let worker = found.map(|(_, worker)| worker.clone()).ok_or_else(gone)?;
+        Ok(Planned { worker, request, tag })
+    }
+}
+
+fn turn<'a>(items: &'a [Item], options: &'a GenerationOptions, history: History) -> Turn<'a> {
+    Turn {
+        items,
+        options,
+        seed: 0,
+        forced: Vec::new(),
+        deadline: None,
+        tenant: "",
+        affinity: 0,
+        drop_oldest: history == History::Session,
+    }
+}
+
+fn tag(replica: &dyn Replica) -> ModelTag {
+    let info = replica.info();
+    ModelTag { name: info.name.clone(), digest: info.digest.clone(), numerics: info.numerics.clone() }
+}
+
+impl From<GatewayError> for Refusal {
+    fn from(error: GatewayError) -> Self {
+        match error {
+            GatewayError::ModelNotFound { name, available } => {
+                Self::ModelNotFound { model: name, available: available.join(", ") }
+            }
+            GatewayError::ModelLoading { name, percent } => {
+                Self::ModelNotReady { model: name, reason: format!("it is loading ({percent} %)") }
+            }
+            GatewayError::ModelUnavailable { name, reason } => Self::ModelNotReady { model: name, reason },
+            GatewayError::InvalidValue { param, message } => {
+                Self::InvalidValue { param: param.into(), message: format!("`{param}` {message}") }
+            }
+            GatewayError::Engine(error) => Self::Engine(error),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One node: its services, its supervision tree, and the handle that the faces and the operator hold.
+
+mod root;
+mod stateless;
+
+use std::{sync::Arc, time::Duration};
+
+use parlance_actors_dialogue as dialogue;
+use parlance_cluster_log::ShardLog;
+use parlance_cluster_protocol::TurnId;
+use parlance_cluster_records::RecordStore;
+use parlance_inference_gateway::{ModelListing, ModelRegistry};
+use ractor::{Actor, ActorRef};
+use tokio::time::Instant;
+
+use self::root::RootArguments;
+pub use self::stateless::StatelessRequest;
+pub(crate) use self::stateless::{finish_reason, token_counts};
+use crate::{
+    Limits, ModelSpec, Sessions, StartError,
+    admission::Admission,
+    clock::{Clock, as_millis},
+    models::Models,
+    shards::ShardTable,
+    supervisor::{Supervisor, SupervisorMessage},
+};
+
+/// What a node is made of.
+pub struct NodeOptions {
+    /// Its name.
+    pub node: String,
+    /// The log that owns all session state.
+    pub log: Arc<dyn ShardLog>,
+    /// The view of it.
+    pub records: Arc<dyn RecordStore>,
+    /// The models that it serves. The first one also answers to `default`.
+    pub models: Vec<ModelSpec>,
+    /// Its bounds.
+    pub limits: Limits,
+}
+
+/// What every actor of a node works with.
+pub(crate) struct Services {
+    pub(crate) node: String,
+    pub(crate) log: Arc<dyn ShardLog>,
+    pub(crate) records: Arc<dyn RecordStore>,
+    pub(crate) models: Models,
+    pub(crate) limits: Limits,
+    pub(crate) dialogue_limits: dialogue::Limits,
+    pub(crate) clock: Clock,
+    pub(crate) turns: Admission,
+    pub(crate) stateless: Admission,
+}
+
+/// A running node. Cheap to clone; [`drain`](Self::drain) ends it.
+#[derive(Clone)]
+pub struct Node {
+    services: Arc<Services>,
+    shards: ShardTable,
+    sessions: Sessions,
+    root: ActorRef<SupervisorMessage>,
+    boot: TurnId,
+}
+
+/// Whether the node takes traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether it does.
+    pub ready: bool,
+    /// Why it does not, one line each.
+    pub reasons: Vec<String>,
+}
+
+/// What an operator wants to know of a node.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: String,
+    /// Fresh at every start.
+    pub boot: String,
+    /// See [`Readiness`].
+    pub readiness: Readiness,
+    /// Shards that it owns.
+    pub shards_owned: usize,
+    /// Shards that there are.
+    pub shards: usize,
+    /// Accepted turns without an answer, and those waiting to be accepted.
+    pub open_turns: usize,
+    /// Generations outside any session.
+    pub stateless: usize,
+    /// Its models.
+    pub models: Vec<ModelListing>,
+    /// Why the log takes no new turns, if so.
+    pub log: Option<String>,
+}
+
+impl Node {
+    /// Starts the supervision tree. Returns once every actor runs; shards and models become ready in the background, see
+    /// [`readiness`](Self::readiness).
+    ///
+    /// # Errors
+    ///
+    /// What kept an actor from starting.
+    pub async fn start(options: NodeOptions) -> Result<Self, StartError> {
+        let registry = ModelRegistry::new();
+        if let Some(first) = options.models.first() {
+            registry.set_alias(parlance_inference_gateway::DEFAULT_MODEL, &first.name);
+        }
+        let limits = options.limits;
+        let services = Arc::new(Services {
+            node: options.node,
+            log: options.log,
+            records: options.records,
+            models: Models::new(registry),
+            dialogue_limits: dialogue_limits(&limits),
+            clock: Clock::start(),
+            turns: Admission::new("open turns", limits.open_turns, limits.open_turns_per_tenant),
+            stateless: Admission::new("stateless generations", limits.stateless, limits.stateless),
+            limits,
+        });
+        let shards = ShardTable::new(services.log.shards());
+        let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models: options.models };
+        let (root, _running) = Supervisor::spawn(None, Supervisor, root::supervisor(arguments)).await?;
+        let sessions = Sessions::new(services.clone(), shards.clone());
+        Ok(Self { services, shards, sessions, root, boot: TurnId(rand::random()) })
+    }
+
+    /// The durable sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The models.
+    pub fn models(&self) -> &ModelRegistry {
+        self.services.models.registry()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.services.node
+    }
+
+    /// Fresh at every start: tells two lives of one name apart.
+    pub fn boot(&self) -> String {
+        self.boot.to_string()
+    }
+
+    /// Whether it takes traffic, and why not.
+    pub fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push("the node is draining".to_owned());
+        }
+        let (owned, all) = self.shards.owned();
+        if owned < all {
+            reasons.push(format!("{} of {all} shards have no owner yet", all - owned));
+        }
+        reasons.extend(self.services.log.admission().err().map(|error| error.to_string()));
+        reasons.extend(self.models().readiness().err().map(|error| error.to_string()));
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// For the operator.
+    pub fn status(&self) -> NodeStatus {
+        let (shards_owned, shards) = self.shards.owned();
+        NodeStatus {
+            node: self.services.node.clone(),
+            boot: self.boot(),
+            readiness: self.readiness(),
+            shards_owned,
+            shards,
+            open_turns: self.services.turns.open(),
+            stateless: self.services.stateless.open(),
+            models: self.models().list(),
+            log: self.services.log.admission().err().map(|error| error.to_string()),
+        }
+    }
+
+    /// Whether [`drain`](Self::drain) was called.
+    pub fn is_draining(&self) -> bool {
+        self.services.turns.is_draining()
+    }
+
+    /// Ends the node: refuses new turns at once, lets running ones finish, writes everything into the record store, stops. What is
+    /// still running at the deadline is cut; durable turns go on at the next start.
+    pub async fn drain(&self, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        self.services.turns.start_draining();
+        self.services.stateless.start_draining();
+        while Instant::now() < until && self.services.turns.open() + self.services.stateless.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for shard in self.shards.actors() {
+            let _stopped = shard.cast(crate::shard::ShardMessage::Drain);
+        }
+        // Writing views is quick, and without it the next start replays: worth a little time even behind the deadline.
+        let until = until.max(Instant::now() + Duration::from_secs(2));
+        while Instant::now() < until && !self.shards.actors().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.root.stop(Some("drained".into()));
+    }
+}
+
+fn dialogue_limits(limits: &Limits) -> dialogue::Limits {
+    dialogue::Limits {
+        queue: limits.queued_turns_per_session,
+        history_bytes: limits.history_bytes as u64,
+        ..dialogue::Limits::default()
+    }
+}
+
+/// A deadline from now.
+pub(crate) fn deadline(services: &Services) -> parlance_cluster_protocol::TimestampMs {
+    parlance_cluster_protocol::TimestampMs(services.clock.now().0 + as_millis(services.limits.turn_deadline))
+}

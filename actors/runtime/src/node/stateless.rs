@@ -1,0 +1,98 @@
+//! Generations outside any session: nothing is recorded, and they end with their client.
+
+use parlance_cluster_protocol::{FinishReason, GenerationOptions, Item, ModelTag, Replied, TurnFailed, TurnId, Usage};
+use parlance_inference_engine::{EngineError, EventSink, Finish, GenerateEvent, TokenUsage};
+
+use super::Node;
+use crate::{Refusal, TurnOutcome, TurnStream, admission::Permit, models::Stateless, turn::TurnWriter};
+
+/// What is asked of a model outside any session.
+#[derive(Debug, Clone)]
+pub struct StatelessRequest {
+    /// A fresh id.
+    pub id: TurnId,
+    /// Whose it is.
+    pub tenant: String,
+    /// The whole prompt.
+    pub input: Vec<Item>,
+    /// How the reply is generated.
+    pub options: GenerationOptions,
+    /// The seed; drawn at random where absent.
+    pub seed: Option<u64>,
+}
+
+impl Node {
+    /// Generates a reply. Dropping the stream ends it within one step.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing is generated.
+    pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
+        let permit = self.services.stateless.admit(&request.tenant)?;
+        let planned = self.services.models.plan_stateless(Stateless {
+            tenant: &request.tenant,
+            input: &request.input,
+            options: &request.options,
+            seed: request.seed.unwrap_or_else(rand::random),
+            deadline: self.services.limits.turn_deadline,
+        })?;
+        let writer = TurnWriter::new();
+        let mut stream = writer.watch(0);
+        let sink = Sink { writer, turn: request.id, model: planned.tag, _permit: permit };
+        let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+        stream.cancel_on_drop(handle);
+        Ok(stream)
+    }
+}
+
+/// Writes a generation's events to its stream. Dropped before the end, it interrupts the stream.
+struct Sink {
+    writer: TurnWriter,
+    turn: TurnId,
+    model: ModelTag,
+    _permit: Permit,
+}
+
+impl EventSink for Sink {
+    fn send(&mut self, event: GenerateEvent) -> bool {
+        match event {
+            GenerateEvent::Tokens { text, .. } => self.writer.push(&text),
+            GenerateEvent::Finished { finish, usage } => self.writer.end(self.replied(finish, usage)),
+            GenerateEvent::Failed(error) => self.writer.end(self.failed(error)),
+        }
+        self.writer.has_watchers()
+    }
+}
+
+impl Sink {
+    fn replied(&self, finish: Finish, usage: TokenUsage) -> TurnOutcome {
+        TurnOutcome::Replied(
+            Replied {
+                turn: self.turn,
+                attempt: 1,
+                text: self.writer.text(),
+                finish: finish_reason(finish),
+                usage: token_counts(usage),
+                model: self.model.clone(),
+            }
+            .into(),
+        )
+    }
+
+    fn failed(&self, error: EngineError) -> TurnOutcome {
+        let refusal = Refusal::from(error);
+        let (code, message) = (refusal.code().to_owned(), refusal.to_string());
+        TurnOutcome::Failed(TurnFailed { turn: self.turn, attempt: 1, code, message }.into())
+    }
+}
+
+pub(crate) fn finish_reason(finish: Finish) -> FinishReason {
+    match finish {
+        Finish::Stop => FinishReason::Stop,
+        Finish::Length => FinishReason::Length,
+    }
+}
+
+pub(crate) fn token_counts(usage: TokenUsage) -> Usage {
+    Usage { prompt_tokens: usage.prompt, completion_tokens: usage.completion, cached_tokens: usage.cached }
+}

@@ -1,0 +1,356 @@
+//! One live conversation: feeds its pure [`Dialogue`] machine and performs what the machine asks for.
+//!
+//! A child of its shard's [`ShardActor`](crate::shard), started when a command comes for a session that is not in memory. Passivated when
+//! idle. A restart loses the running generation, which is taken up again from the log, and the watchers' streams, which are told so.
+
+mod effects;
+mod generation;
+mod load;
+mod stream;
+
+use std::{collections::HashMap, sync::Arc};
+
+use parlance_actors_dialogue::{Caller, Command, Dialogue, DialogueError, RequestId, Tag, ViewChange};
+use parlance_cluster_protocol::{
+    BodyHash, ItemsAdded, SessionKey, SessionOpened, SessionUpdated, TimestampMs, TurnAccepted, TurnId, UserHash,
+};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SpawnErr, SupervisionEvent};
+use tokio::sync::oneshot;
+
+use self::{generation::Generation, stream::OpenStream};
+use crate::{
+    AcceptedTurn, Refusal, TurnStream,
+    admission::Permit,
+    node::Services,
+    shard::{Committed, ShardMessage},
+};
+
+/// Where a command's answer goes. A dropped port means that the session died before it answered.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// Something a client asks of a session.
+pub(crate) enum SessionCommand {
+    Submit {
+        turn: Box<TurnAccepted>,
+        user: Option<UserHash>,
+        create: bool,
+        permit: Permit,
+        reply: Reply<AcceptedTurn>,
+    },
+    BindKey {
+        body_hash: BodyHash,
+        target: SessionKey,
+        turn: TurnId,
+        expires_at: TimestampMs,
+        reply: Reply<BoundKey>,
+    },
+    Open {
+        opened: SessionOpened,
+        user: Option<UserHash>,
+        reply: Reply<()>,
+    },
+    Update {
+        updated: SessionUpdated,
+        user: Option<UserHash>,
+        reply: Reply<()>,
+    },
+    AddItems {
+        added: ItemsAdded,
+        user: Option<UserHash>,
+        reply: Reply<()>,
+    },
+    Delete {
+        user: Option<UserHash>,
+        reply: Reply<()>,
+    },
+    /// Answers whether the turn was open.
+    Stop {
+        turn: Option<TurnId>,
+        reply: Reply<bool>,
+    },
+    /// Answers `None` if the turn is not open.
+    Watch {
+        turn: TurnId,
+        after: usize,
+        reply: Reply<Option<TurnStream>>,
+    },
+}
+
+/// What an idempotency key stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BoundKey {
+    pub(crate) target: SessionKey,
+    pub(crate) turn: TurnId,
+    /// Whether it was bound just now, to the request's own turn.
+    pub(crate) first: bool,
+}
+
+impl SessionCommand {
+    /// Answers without handing it to the session.
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        // A caller that is gone needs no answer.
+        match self {
+            Self::Submit { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::BindKey { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Open { reply, .. }
+            | Self::Update { reply, .. }
+            | Self::AddItems { reply, .. }
+            | Self::Delete { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Stop { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::Watch { reply, .. } => drop(reply.send(Err(refusal))),
+        }
+    }
+
+    /// Whether it leads to records.
+    pub(crate) fn makes_records(&self) -> bool {
+        !matches!(self, Self::Stop { .. } | Self::Watch { .. })
+    }
+}
+
+pub(crate) enum SessionMessage {
+    Command(SessionCommand),
+    /// A record of this session is in the log for good. `tag`: it is this incarnation's own.
+    Committed {
+        committed: Committed,
+        tag: Option<u64>,
+    },
+    /// The proposed record is not in the log and never will be.
+    NeverCommitted {
+        tag: u64,
+    },
+    /// Look whether a turn has to be taken up again; being alive is enough.
+    Recover,
+    /// Time has passed.
+    Tick,
+    Internal(Internal),
+}
+
+pub(crate) enum Internal {
+    /// What a running generation has to say.
+    Generation { turn: TurnId, attempt: u32, event: generation::Event },
+}
+
+impl ractor::Message for SessionMessage {}
+
+pub(crate) struct SessionArguments {
+    pub(crate) session: Arc<SessionKey>,
+    pub(crate) shard: ActorRef<ShardMessage>,
+    pub(crate) services: Arc<Services>,
+    /// Committed records that the record store may not have.
+    pub(crate) tail: Vec<Committed>,
+}
+
+pub(crate) struct Session;
+
+impl Session {
+    /// Starts the session below its shard. It takes messages at once and handles them when it is loaded.
+    pub(crate) fn spawn(arguments: SessionArguments, shard: ActorCell) -> Result<ActorRef<SessionMessage>, SpawnErr> {
+        let (actor, _running) = ActorRuntime::spawn_linked_instant(None, Self, arguments, shard)?;
+        Ok(actor)
+    }
+}
+
+/// Who waits for the effect that answers a request.
+enum Waiting {
+    Submit { reply: Reply<AcceptedTurn>, permit: Permit },
+    Bind(Reply<BoundKey>),
+    Done(Reply<()>),
+}
+
+pub(crate) struct SessionState {
+    session: Arc<SessionKey>,
+    myself: ActorRef<SessionMessage>,
+    shard: ActorRef<ShardMessage>,
+    services: Arc<Services>,
+    /// `Err`: the session could not be loaded; every command is answered with this.
+    dialogue: Result<Box<Dialogue>, Refusal>,
+    next_request: u64,
+    /// Bound: the machine's limit of waiting requests.
+    waiting: HashMap<RequestId, Waiting>,
+    /// The open turns' texts. Bound: the machine's queue limit.
+    streams: HashMap<TurnId, OpenStream>,
+    generation: Option<Generation>,
+    /// When the machine wants to be woken, if that is too soon for the shard's sweep.
+    wake_at: Option<TimestampMs>,
+}
+
+impl Actor for Session {
+    type Msg = SessionMessage;
+    type State = SessionState;
+    type Arguments = SessionArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<SessionMessage>,
+        arguments: SessionArguments,
+    ) -> Result<SessionState, ActorProcessingErr> {
+        let dialogue = load::load(&arguments).await?;
+        let mut state = SessionState::new(myself, arguments, dialogue);
+        state.tell(Command::Recovered)?;
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<SessionMessage>,
+        message: SessionMessage,
+        state: &mut SessionState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SessionMessage::Command(command) => state.on_command(command)?,
+            SessionMessage::Committed { committed, tag } => state.on_committed(&committed, tag)?,
+            SessionMessage::NeverCommitted { tag } => state.tell(Command::NeverCommitted { tag: Tag(tag) })?,
+            SessionMessage::Recover => {}
+            SessionMessage::Tick => state.on_tick()?,
+            SessionMessage::Internal(Internal::Generation { turn, attempt, event }) => {
+                state.on_generation(turn, attempt, event)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<SessionMessage>,
+        _event: SupervisionEvent,
+        _state: &mut SessionState,
+    ) -> Result<(), ActorProcessingErr> {
+        // It has no children.
+        Ok(())
+    }
+}
+
+impl SessionState {
+    fn new(
+        myself: ActorRef<SessionMessage>,
+        arguments: SessionArguments,
+        dialogue: Result<Box<Dialogue>, Refusal>,
+    ) -> Self {
+        Self {
+            session: arguments.session,
+            myself,
+            shard: arguments.shard,
+            services: arguments.services,
+            dialogue,
+            next_request: 0,
+            waiting: HashMap::new(),
+            streams: HashMap::new(),
+            generation: None,
+            wake_at: None,
+        }
+    }
+
+    fn on_command(&mut self, command: SessionCommand) -> Result<(), DialogueError> {
+        if let Err(refusal) = &self.dialogue {
+            command.refuse(refusal.clone());
+            // The next command tries to load it again.
+            self.myself.stop(Some("the session could not be loaded".into()));
+            return Ok(());
+        }
+        match command {
+            SessionCommand::Submit { turn, user, create, permit, reply } => {
+                self.ask(Waiting::Submit { reply, permit }, user, |caller| Command::Submit { caller, turn, create })
+            }
+            SessionCommand::BindKey { body_hash, target, turn, expires_at, reply } => {
+                self.ask(Waiting::Bind(reply), None, |caller| Command::BindKey {
+                    caller,
+                    body_hash,
+                    target,
+                    turn,
+                    expires_at,
+                })
+            }
+            SessionCommand::Open { opened, user, reply } => {
+                self.ask(Waiting::Done(reply), user, |caller| Command::Open { caller, opened })
+            }
+            SessionCommand::Update { updated, user, reply } => {
+                self.ask(Waiting::Done(reply), user, |caller| Command::Update { caller, updated })
+            }
+            SessionCommand::AddItems { added, user, reply } => {
+                self.ask(Waiting::Done(reply), user, |caller| Command::AddItems { caller, items: added.items })
+            }
+            SessionCommand::Delete { user, reply } => {
+                self.ask(Waiting::Done(reply), user, |caller| Command::Delete { caller })
+            }
+            SessionCommand::Stop { turn, reply } => self.on_stop(turn, reply),
+            SessionCommand::Watch { turn, after, reply } => {
+                self.on_watch(turn, after, reply);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the machine a request and remembers who waits for its answer.
+    fn ask(
+        &mut self,
+        waiting: Waiting,
+        user: Option<UserHash>,
+        command: impl FnOnce(Caller) -> Command,
+    ) -> Result<(), DialogueError> {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.waiting.insert(request, waiting);
+        self.tell(command(Caller { request, user }))
+    }
+
+    fn on_stop(&mut self, turn: Option<TurnId>, reply: Reply<bool>) -> Result<(), DialogueError> {
+        let was_open = match turn {
+            Some(turn) => self.is_open(turn),
+            None => self.dialogue.as_ref().is_ok_and(|dialogue| dialogue.durable().open_turns().len() > 0),
+        };
+        self.tell(Command::Stop { turn })?;
+        // A caller that is gone needs no answer.
+        let _gone = reply.send(Ok(was_open));
+        Ok(())
+    }
+
+    fn on_watch(&mut self, turn: TurnId, after: usize, reply: Reply<Option<TurnStream>>) {
+        let stream = self.is_open(turn).then(|| self.stream(turn).watch(after));
+        // A caller that is gone needs no answer.
+        let _gone = reply.send(Ok(stream));
+    }
+
+    fn is_open(&self, turn: TurnId) -> bool {
+        let Ok(dialogue) = &self.dialogue else { return false };
+        dialogue.durable().open_turns().any(|open| open.request.turn == turn)
+    }
+
+    fn on_committed(&mut self, committed: &Committed, tag: Option<u64>) -> Result<(), DialogueError> {
+        let Ok(dialogue) = &mut self.dialogue else { return Ok(()) };
+        let mut views = Vec::new();
+        dialogue.apply(committed.position, &committed.record, &mut views)?;
+        self.report_forgotten(committed, views);
+        match tag {
+            Some(tag) => self.tell(Command::Committed { tag: Tag(tag) }),
+            None => self.tell(Command::Tick),
+        }
+    }
+
+    /// The projection follows from the records alone, but for this: which event ids have expired only the session knows.
+    fn report_forgotten(&self, committed: &Committed, views: Vec<ViewChange>) {
+        let forgotten = views.into_iter().filter(|view| matches!(view, ViewChange::ForgetDedupe { .. }));
+        let views: Vec<_> = forgotten.collect();
+        if !views.is_empty() {
+            let (session, position) = (self.session.clone(), committed.position);
+            // A shard that is stopping takes its sessions along.
+            let _stopping = self.shard.cast(ShardMessage::Views { session, position, views });
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<(), DialogueError> {
+        self.wake_at = None;
+        self.tell(Command::Tick)
+    }
+
+    /// Tells the machine and performs what it answers.
+    fn tell(&mut self, command: Command) -> Result<(), DialogueError> {
+        let Ok(dialogue) = &mut self.dialogue else { return Ok(()) };
+        let mut effects = Vec::new();
+        dialogue.on(command, self.services.clock.now(), &mut effects);
+        for effect in effects {
+            self.perform(effect);
+        }
+        self.schedule_wake();
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! The running generation of a session: started on a model worker, reported back as messages.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
+use parlance_cluster_protocol::{FinishReason, ModelTag, TurnId, Usage};
+use parlance_inference_engine::{CancelHandle, EventSink, GenerateEvent};
+use ractor::ActorRef;
+
+use super::{Internal, SessionMessage, SessionState};
+use crate::{
+    Refusal,
+    clock::Clock,
+    models::Models,
+    node::{finish_reason, token_counts},
+};
+
+/// How long an attempt waits behind a failure that may pass.
+const RETRY_AFTER_MS: u64 = 200;
+
+/// What a generation reports.
+pub(crate) enum Event {
+    /// A model has taken it up.
+    Started { model: ModelTag, continues: bool, prompt_tokens: u32 },
+    /// This ends it early.
+    Cancellable(CancelHandle),
+    /// More of the reply.
+    Tokens { ids: Vec<u32>, text: String },
+    /// The reply is complete.
+    Finished { finish: FinishReason, usage: Usage },
+    /// There will be no reply from this attempt.
+    Failed(Failure),
+}
+
+/// The attempt that this session waits for.
+pub(super) struct Generation {
+    turn: TurnId,
+    attempt: u32,
+    cancelled: Arc<AtomicBool>,
+    handle: Option<CancelHandle>,
+}
+
+impl Generation {
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        if let Some(handle) = &self.handle {
+            handle.cancel();
+        }
+    }
+}
+
+impl Drop for Generation {
+    /// A session that dies leaves no lane occupied.
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// Reports one attempt to its session.
+#[derive(Clone)]
+struct Reporter {
+    session: ActorRef<SessionMessage>,
+    turn: TurnId,
+    attempt: u32,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Reporter {
+    /// `false`: nobody listens any more.
+    fn report(&self, event: Event) -> bool {
+        let internal = Internal::Generation { turn: self.turn, attempt: self.attempt, event };
+        !self.cancelled.load(Ordering::Relaxed) && self.session.cast(SessionMessage::Internal(internal)).is_ok()
+    }
+}
+
+/// The engine's end of a [`Reporter`]. Dropped before the end, it reports that the engine died.
+struct Sink {
+    reporter: Reporter,
+    ended: bool,
+}
+
+impl EventSink for Sink {
+    fn send(&mut self, event: GenerateEvent) -> bool {
+        let event = match event {
+            GenerateEvent::Tokens { ids, text } => Event::Tokens { ids, text },
+            GenerateEvent::Finished { finish, usage } => {
+                Event::Finished { finish: finish_reason(finish), usage: token_counts(usage) }
+            }
+            GenerateEvent::Failed(error) => Event::Failed(failure(&error.into())),
+        };
+        self.ended |= !matches!(event, Event::Tokens { .. });
+        self.reporter.report(event)
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if !self.ended {
+            let message = "the model worker stopped".to_owned();
+            let failure = Failure { code: "model_failed".into(), message, retry_after_ms: Some(RETRY_AFTER_MS) };
+            self.reporter.report(Event::Failed(failure));
+        }
+    }
+}
+
+impl SessionState {
+    pub(super) fn start_generation(&mut self, order: GenerationOrder) {
+        let (turn, attempt) = (order.turn, order.attempt);
+        self.stream(turn).restart();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.generation = Some(Generation { turn, attempt, cancelled: cancelled.clone(), handle: None });
+        let reporter = Reporter { session: self.myself.clone(), turn, attempt, cancelled };
+        let (models, clock, tenant) = (self.services.models.clone(), self.services.clock, self.session.tenant.clone());
+        tokio::spawn(async move {
+            if let Err(refusal) = run(&models, clock, &tenant, order, &reporter).await {
+                reporter.report(Event::Failed(failure(&refusal)));
+            }
+        });
+    }
+
+    pub(super) fn cancel_generation(&mut self, turn: TurnId, attempt: u32) {
+        self.generation.take_if(|running| running.turn == turn && running.attempt == attempt);
+    }
+
+    pub(super) fn on_generation(&mut self, turn: TurnId, attempt: u32, event: Event) -> Result<(), DialogueError> {
+        let current = self.generation.as_mut().filter(|running| running.turn == turn && running.attempt == attempt);
+        // A word of an attempt that was given up.
+        let Some(running) = current else { return Ok(()) };
+        match event {
+            Event::Cancellable(handle) => {
+                running.handle = Some(handle);
+                Ok(())
+            }
+            Event::Started { model, continues, prompt_tokens } => {
+                self.tell(Command::GenerationStarted { turn, attempt, model, continues, prompt_tokens })
+            }
+            Event::Tokens { ids, text } => {
+                self.stream(turn).push(&text);
+                self.tell(Command::TokensArrived { turn, attempt, ids, text })
+            }
+            Event::Finished { finish, usage } => {
+                self.generation = None;
+                self.tell(Command::GenerationFinished { turn, attempt, finish, usage })
+            }
+            Event::Failed(failure) => {
+                self.generation = None;
+                self.tell(Command::GenerationFailed { turn, attempt, failure })
+            }
+        }
+    }
+}
+
+async fn run(
+    models: &Models,
+    clock: Clock,
+    tenant: &str,
+    order: GenerationOrder,
+    reporter: &Reporter,
+) -> Result<(), Refusal> {
+    let planned = models.plan(clock, tenant, order)?;
+    let started = Event::Started {
+        model: planned.tag.clone(),
+        continues: !planned.request.forced.is_empty(),
+        prompt_tokens: planned.request.prompt.token_count,
+    };
+    if !reporter.report(started) {
+        return Ok(());
+    }
+    let sink = Sink { reporter: reporter.clone(), ended: false };
+    let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+    reporter.report(Event::Cancellable(handle));
+    Ok(())
+}
+
+/// Which failures may pass, so that another attempt makes sense.
+fn failure(refusal: &Refusal) -> Failure {
+    let passing = matches!(refusal.code(), "overloaded" | "model_failed");
+    Failure {
+        code: refusal.code().into(),
+        message: refusal.to_string(),
+        retry_after_ms: passing.then_some(RETRY_AFTER_MS),
+    }
+}

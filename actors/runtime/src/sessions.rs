@@ -1,0 +1,398 @@
+//! The node's face towards its clients: durable sessions by key, wherever their shard lives.
+
+mod views;
+
+use std::{sync::Arc, time::Duration};
+
+use parlance_actors_dialogue::DEDUPE_TTL_MS;
+use parlance_cluster_protocol::{
+    GenerationOptions, History, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated, TimestampMs,
+    TurnAccepted, TurnFailed, TurnId, UserHash,
+};
+use parlance_cluster_records::Order;
+use tokio::{sync::oneshot, time};
+
+pub use self::views::{SessionInfo, SessionItem};
+use crate::{
+    AcceptedTurn, Idempotency, Refusal, TurnOutcome, TurnRequest, TurnStream, metrics,
+    node::{self, Services},
+    session::{BoundKey, Reply, SessionCommand},
+    shard::ShardMessage,
+    shards::ShardTable,
+    turn::TurnWriter,
+};
+
+/// How long an answer of a session's actor may take. Appends are milliseconds; what takes this long has an outage behind it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Items per read when a turn's reply is looked for.
+const SEARCH_PAGE: usize = 256;
+/// How far back a turn's reply is looked for, in pages.
+const SEARCH_PAGES: usize = 64;
+
+/// Which items of a session's history are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemQuery {
+    /// The first item; `None`: from the beginning of the order.
+    pub from: Option<u64>,
+    /// Whether the newest come first.
+    pub descending: bool,
+    /// The most items.
+    pub limit: usize,
+}
+
+/// A wish for another reply in place of the session's last one.
+#[derive(Debug, Clone)]
+pub struct RegenerateRequest {
+    /// A fresh id.
+    pub turn: TurnId,
+    /// The turn whose reply is replaced; `None`: the last.
+    pub replaces: Option<TurnId>,
+    /// How the new reply is generated; `None`: by default.
+    pub options: Option<GenerationOptions>,
+    /// Its seed; drawn at random where absent.
+    pub seed: Option<u64>,
+    /// Through which face the wish came.
+    pub origin: Origin,
+    /// Whose it is.
+    pub user: Option<UserHash>,
+}
+
+/// Reaches every session. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    services: Arc<Services>,
+    shards: ShardTable,
+}
+
+impl Sessions {
+    pub(crate) fn new(services: Arc<Services>, shards: ShardTable) -> Self {
+        Self { services, shards }
+    }
+
+    /// Asks for a turn. Returns once it is durable; from then on it is answered once, whatever dies.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing was accepted. After [`Refusal::LogUnavailable`] alone it is not certain that nothing was.
+    pub async fn submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
+        let accepted = self.try_submit(session, request).await;
+        if let Err(refusal) = &accepted {
+            metrics::turn_rejected(refusal);
+        }
+        accepted
+    }
+
+    async fn try_submit(&self, session: &SessionKey, mut request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
+        self.services.models.check(&request.options, &request.input, request.history)?;
+        if let Some(bound) = self.bind_key(session, &request).await? {
+            request.turn = bound.turn;
+        }
+        let turn = TurnAccepted {
+            turn: request.turn,
+            event_id: request.idempotency.as_ref().map(|idempotency| idempotency.key.clone()).unwrap_or_default(),
+            body_hash: request.idempotency.map(|idempotency| idempotency.body_hash),
+            input: request.input,
+            history: request.history,
+            options: request.options,
+            seed: request.seed.unwrap_or_else(rand::random),
+            origin: request.origin,
+            regenerates: None,
+            deadline: node::deadline(&self.services),
+        };
+        self.accept(session, turn, request.user, request.create).await
+    }
+
+    /// A key belongs to the whole tenant, so it is bound in a session of its own before the turn's session sees it. A key's own
+    /// session needs no binding: it remembers its one turn.
+    async fn bind_key(&self, session: &SessionKey, request: &TurnRequest) -> Result<Option<BoundKey>, Refusal> {
+        let Some(Idempotency { key, body_hash }) = &request.idempotency else { return Ok(None) };
+        let keys = Self::key_session(&session.tenant, key);
+        if *session == keys {
+            return Ok(None);
+        }
+        let expires_at = TimestampMs(self.services.clock.now().0 + DEDUPE_TTL_MS);
+        let (body_hash, target, turn) = (*body_hash, session.clone(), request.turn);
+        let bind = |reply| SessionCommand::BindKey { body_hash, target, turn, expires_at, reply };
+        let bound = self.ask(&keys, bind).await?;
+        if bound.target == *session { Ok(Some(bound)) } else { Err(Refusal::IdempotencyConflict) }
+    }
+
+    /// The session of a tenant's idempotency key: where it is bound, and where a keyed call without a session runs.
+    pub fn key_session(tenant: &str, key: &str) -> SessionKey {
+        SessionKey::in_channel(tenant, "key", key)
+    }
+
+    /// Asks for another reply in place of the last one. It is a turn of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
+        let options = request.options.unwrap_or_default();
+        self.services.models.check(&options, &[], History::Session)?;
+        let replaces = match request.replaces {
+            Some(turn) => turn,
+            None => self.last_turn(session).await?,
+        };
+        let turn = TurnAccepted {
+            turn: request.turn,
+            event_id: String::new(),
+            body_hash: None,
+            input: Vec::new(),
+            history: History::Session,
+            options,
+            seed: request.seed.unwrap_or_else(rand::random),
+            origin: request.origin,
+            regenerates: Some(replaces),
+            deadline: node::deadline(&self.services),
+        };
+        self.accept(session, turn, request.user, false).await
+    }
+
+    async fn last_turn(&self, session: &SessionKey) -> Result<TurnId, Refusal> {
+        let query = ItemQuery { from: None, descending: true, limit: 1 };
+        let items = self.items(session, query).await?.ok_or(Refusal::SessionNotFound)?;
+        let no_reply =
+            || Refusal::InvalidValue { param: "session".into(), message: "there is no reply to replace".into() };
+        items.first().and_then(|item| item.turn).ok_or_else(no_reply)
+    }
+
+    async fn accept(
+        &self,
+        session: &SessionKey,
+        turn: TurnAccepted,
+        user: Option<UserHash>,
+        create: bool,
+    ) -> Result<AcceptedTurn, Refusal> {
+        self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
+        let permit = self.services.turns.admit(&session.tenant)?;
+        let turn = Box::new(turn);
+        self.ask(session, |reply| SessionCommand::Submit { turn, user, create, permit, reply }).await
+    }
+
+    /// Ends a turn (or the running one) with what there is of its reply. Answers whether there was one to end.
+    ///
+    /// # Errors
+    ///
+    /// Why the session cannot be reached.
+    pub async fn stop(&self, session: &SessionKey, turn: Option<TurnId>) -> Result<bool, Refusal> {
+        self.ask(session, |reply| SessionCommand::Stop { turn, reply }).await
+    }
+
+    /// Watches a turn from byte `after` of its reply on, while it runs or afterwards; `None`: the session has no such turn.
+    ///
+    /// # Errors
+    ///
+    /// Why the session cannot be reached.
+    pub async fn watch(&self, session: &SessionKey, turn: TurnId, after: usize) -> Result<Option<TurnStream>, Refusal> {
+        let running = self.ask(session, |reply| SessionCommand::Watch { turn, after, reply }).await?;
+        match running {
+            Some(stream) => Ok(Some(stream)),
+            None => Ok(self.find_outcome(session, turn).await?.map(|outcome| ended(outcome, after))),
+        }
+    }
+
+    /// Creates a session with settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionExists`], or why it cannot be recorded.
+    pub async fn open(
+        &self,
+        session: &SessionKey,
+        opened: SessionOpened,
+        user: Option<UserHash>,
+    ) -> Result<SessionInfo, Refusal> {
+        self.ask(session, |reply| SessionCommand::Open { opened, user, reply }).await?;
+        self.info(session).await?.ok_or(Refusal::SessionNotFound)
+    }
+
+    /// Changes a session's settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionNotFound`], or why it cannot be recorded.
+    pub async fn update(
+        &self,
+        session: &SessionKey,
+        updated: SessionUpdated,
+        user: Option<UserHash>,
+    ) -> Result<SessionInfo, Refusal> {
+        self.ask(session, |reply| SessionCommand::Update { updated, user, reply }).await?;
+        self.info(session).await?.ok_or(Refusal::SessionNotFound)
+    }
+
+    /// Puts items into a session's history, without a turn. Answers the new rows.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionNotFound`], [`Refusal::SessionBusy`] while a turn is open, or why it cannot be recorded.
+    pub async fn add_items(
+        &self,
+        session: &SessionKey,
+        added: ItemsAdded,
+        user: Option<UserHash>,
+    ) -> Result<Vec<SessionItem>, Refusal> {
+        let count = added.items.len();
+        self.ask(session, |reply| SessionCommand::AddItems { added, user, reply }).await?;
+        let query = ItemQuery { from: None, descending: true, limit: count };
+        let mut items = self.items(session, query).await?.ok_or(Refusal::SessionNotFound)?;
+        items.reverse();
+        Ok(items)
+    }
+
+    /// Deletes a session: its history is gone, open turns end, new ones are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SessionNotFound`], or why it cannot be recorded.
+    pub async fn delete(&self, session: &SessionKey, user: Option<UserHash>) -> Result<(), Refusal> {
+        self.ask(session, |reply| SessionCommand::Delete { user, reply }).await
+    }
+
+    /// What is known of a session; `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// Why its records cannot be read.
+    pub async fn info(&self, session: &SessionKey) -> Result<Option<SessionInfo>, Refusal> {
+        self.settle(session).await?;
+        let Some(state) = self.services.records.session(session).await.map_err(unreadable)? else { return Ok(None) };
+        SessionInfo::read(session.clone(), self.services.dialogue_limits, &state.value).map_err(unreadable)
+    }
+
+    /// Items of a session's history; `None`: there is no such session.
+    ///
+    /// # Errors
+    ///
+    /// Why its records cannot be read.
+    pub async fn items(&self, session: &SessionKey, query: ItemQuery) -> Result<Option<Vec<SessionItem>>, Refusal> {
+        let Some(info) = self.info(session).await? else { return Ok(None) };
+        let order = if query.descending { Order::Descending } else { Order::Ascending };
+        let from = query.from.map(|from| from.min(info.items));
+        let items = self.services.records.items(session, from, order, query.limit).await.map_err(unreadable)?;
+        items.iter().map(SessionItem::read).collect::<Result<_, _>>().map(Some).map_err(unreadable)
+    }
+
+    /// The session that a tenant's turn belongs to.
+    ///
+    /// # Errors
+    ///
+    /// Why the records cannot be read.
+    pub async fn find_turn(&self, tenant: &str, turn: TurnId) -> Result<Option<SessionKey>, Refusal> {
+        let records = &self.services.records;
+        if let Some(session) = records.turn(tenant, turn).await.map_err(unreadable)? {
+            return Ok(Some(session));
+        }
+        self.settle_all().await?;
+        records.turn(tenant, turn).await.map_err(unreadable)
+    }
+
+    /// Sessions of a tenant and channel, in key order behind `after`.
+    ///
+    /// # Errors
+    ///
+    /// Why the records cannot be read.
+    pub async fn list(
+        &self,
+        tenant: &str,
+        channel: &str,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<SessionInfo>, Refusal> {
+        self.settle_all().await?;
+        let rows = self.services.records.sessions(tenant, channel, after, limit).await.map_err(unreadable)?;
+        let read = |(session, state): (_, parlance_cluster_records::At<_>)| {
+            let state: bytes::Bytes = state.value;
+            SessionInfo::read(session, self.services.dialogue_limits, &state).transpose()
+        };
+        rows.into_iter().filter_map(read).collect::<Result<_, _>>().map_err(unreadable)
+    }
+
+    async fn find_outcome(&self, session: &SessionKey, turn: TurnId) -> Result<Option<TurnOutcome>, Refusal> {
+        let mut query = ItemQuery { from: None, descending: true, limit: SEARCH_PAGE };
+        for _ in 0..SEARCH_PAGES {
+            let Some(items) = self.items(session, query).await? else { return Ok(None) };
+            if let Some(outcome) = items.iter().find_map(|item| outcome_of(item, turn)) {
+                return Ok(Some(outcome));
+            }
+            match items.last().and_then(|oldest| oldest.index.checked_sub(1)) {
+                Some(next) => query.from = Some(next),
+                None => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hands a command to the session's actor and waits for its answer.
+    async fn ask<T>(
+        &self,
+        session: &SessionKey,
+        command: impl FnOnce(Reply<T>) -> SessionCommand,
+    ) -> Result<T, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let message = ShardMessage::Command { session: Arc::new(session.clone()), command: command(reply) };
+        let shard = self.shards.of(session).ok_or_else(restarting)?;
+        shard.cast(message).map_err(|_| restarting())?;
+        match time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_died)) => Err(restarting()),
+            Err(_late) => Err(Refusal::LogUnavailable(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+        }
+    }
+
+    /// Waits until the record store has everything that was committed about the session, so that a read is current.
+    async fn settle(&self, session: &SessionKey) -> Result<(), Refusal> {
+        let (reply, settled) = oneshot::channel();
+        let shard = self.shards.of(session).ok_or_else(restarting)?;
+        shard.cast(ShardMessage::Settle { reply }).map_err(|_| restarting())?;
+        self.settled(settled).await
+    }
+
+    async fn settle_all(&self) -> Result<(), Refusal> {
+        let mut waiting = Vec::new();
+        for shard in self.shards.actors() {
+            let (reply, settled) = oneshot::channel();
+            shard.cast(ShardMessage::Settle { reply }).map_err(|_| restarting())?;
+            waiting.push(settled);
+        }
+        for settled in waiting {
+            self.settled(settled).await?;
+        }
+        Ok(())
+    }
+
+    async fn settled(&self, settled: oneshot::Receiver<Result<(), Refusal>>) -> Result<(), Refusal> {
+        match time::timeout(ANSWER_WITHIN, settled).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_died)) => Err(restarting()),
+            Err(_late) => Err(Refusal::RecordsUnavailable("the record store does not answer".into())),
+        }
+    }
+}
+
+fn restarting() -> Refusal {
+    Refusal::LogUnavailable("the shard is being restarted".into())
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Refusal {
+    Refusal::RecordsUnavailable(error.to_string())
+}
+
+fn ended(outcome: TurnOutcome, after: usize) -> TurnStream {
+    let writer = TurnWriter::new();
+    writer.end(outcome);
+    writer.watch(after)
+}
+
+fn outcome_of(item: &SessionItem, turn: TurnId) -> Option<TurnOutcome> {
+    if item.turn != Some(turn) {
+        return None;
+    }
+    if let (Some(finish), Some(usage), Some(model)) = (item.finish, item.usage, item.model.clone()) {
+        let replied = Replied { turn, attempt: 0, text: item.text.clone(), finish, usage, model };
+        return Some(TurnOutcome::Replied(Arc::new(replied)));
+    }
+    let (code, message) = (item.error.clone()?, item.text.clone());
+    Some(TurnOutcome::Failed(Arc::new(TurnFailed { turn, attempt: 0, code, message })))
+}

@@ -1,0 +1,214 @@
+//! The shard and its sessions: starting, passivating, restarting and parking them.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use parlance_cluster_protocol::{SessionEvent, SessionKey, SessionRecord, TurnFailed, TurnId};
+use ractor::{ActorId, ActorRef};
+use tokio::time::Instant;
+
+use super::{LiveSession, ShardState};
+use crate::{
+    Refusal, metrics,
+    session::{Session, SessionArguments, SessionCommand, SessionMessage},
+    supervisor::{RestartPolicy, Verdict},
+};
+
+/// A session that panics this often is parked: its input does it, and the next restart would only do it again.
+const RESTARTS: RestartPolicy = RestartPolicy {
+    max_restarts: 3,
+    within: Duration::from_secs(60),
+    first_delay: Duration::from_millis(20),
+    max_delay: Duration::from_secs(1),
+};
+/// The most sessions that one sweep passivates, so that a sweep stays short.
+const PASSIVATIONS_PER_SWEEP: usize = 1_000;
+
+impl ShardState {
+    pub(super) fn on_command(&mut self, session: Arc<SessionKey>, command: SessionCommand) {
+        if !self.owner {
+            self.waiting.push_back((session, command));
+            return;
+        }
+        if let Some(refusal) = self.refusal_for(&session, &command) {
+            return command.refuse(refusal);
+        }
+        match self.live_session(&session) {
+            // A session that is just failing drops the command; its reply port tells the caller.
+            Some(actor) => drop(actor.cast(SessionMessage::Command(command))),
+            None => command.refuse(Refusal::Parked((*session).clone())),
+        }
+    }
+
+    /// What keeps the shard from handing a command on.
+    fn refusal_for(&self, session: &SessionKey, command: &SessionCommand) -> Option<Refusal> {
+        if command.makes_records() && self.tail.lag() >= self.services.limits.projection_lag {
+            return Some(Refusal::RecordsUnavailable("the record store lags behind the log".into()));
+        }
+        let failed = self.failed.get(session)?;
+        let restarting = |retry_after| Some(Refusal::Overloaded { what: "session restart", retry_after });
+        if self.is_unsettled(session) {
+            return restarting(RESTARTS.first_delay);
+        }
+        if failed.parked {
+            return Some(Refusal::Parked(session.clone()));
+        }
+        restarting(failed.not_before?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())?)
+    }
+
+    /// Whether an incarnation that is gone left proposals whose fate is open. A new one must know it before it starts.
+    fn is_unsettled(&self, session: &SessionKey) -> bool {
+        !self.live.contains_key(session) && self.proposed.iter().any(|proposed| *proposed.session == *session)
+    }
+
+    /// The session's actor, started or brought back into memory if need be; `None` if it is parked.
+    fn live_session(&mut self, session: &Arc<SessionKey>) -> Option<ActorRef<SessionMessage>> {
+        if self.failed.get(session).is_some_and(|failed| failed.parked) {
+            return None;
+        }
+        if let Some(live) = self.live.get_mut(session) {
+            live.last_used = Instant::now();
+            return Some(live.actor.clone());
+        }
+        let arguments = SessionArguments {
+            session: session.clone(),
+            shard: self.myself.clone(),
+            services: self.services.clone(),
+            tail: self.tail.of(session),
+        };
+        match Session::spawn(arguments, self.myself.get_cell()) {
+            Ok(actor) => {
+                metrics::session_started();
+                self.by_actor.insert(actor.get_id(), session.clone());
+                let live = LiveSession { actor: actor.clone(), last_used: Instant::now(), proposed: 0 };
+                self.live.insert(session.clone(), live);
+                Some(actor)
+            }
+            Err(error) => {
+                tracing::error!(shard = self.shard.0, %error, "cannot start a session");
+                None
+            }
+        }
+    }
+
+    /// Every turn without a final answer goes on.
+    pub(super) fn recover_open_turns(&mut self) {
+        let sessions: BTreeSet<_> = self.open.iter().map(|(_, turn)| turn.session.clone()).collect();
+        for session in sessions {
+            self.recover(&Arc::new(session));
+        }
+    }
+
+    fn recover(&mut self, session: &Arc<SessionKey>) {
+        if let Some(actor) = self.live_session(session) {
+            let _failing = actor.cast(SessionMessage::Recover);
+        }
+    }
+
+    /// Wakes the sessions of overdue turns, whatever became of the actor or the worker that should have ended them.
+    pub(super) fn sweep_deadlines(&mut self) {
+        if !self.owner {
+            return;
+        }
+        let now = self.services.clock.now();
+        let overdue: BTreeSet<_> =
+            self.open.iter().filter(|(_, turn)| turn.deadline <= now).map(|(_, turn)| turn.session.clone()).collect();
+        for session in overdue {
+            if !self.is_unsettled(&session)
+                && let Some(actor) = self.live_session(&Arc::new(session))
+            {
+                let _failing = actor.cast(SessionMessage::Tick);
+            }
+        }
+    }
+
+    /// Sessions that were idle for long, or that are too many, leave memory once the store has their records.
+    pub(super) fn sweep_idle(&mut self) {
+        let share = self.services.limits.live_sessions / usize::from(self.services.log.shards()).max(1);
+        let excess = self.live.len().saturating_sub(share.max(1));
+        let idle = self.services.limits.session_idle;
+        let busy: BTreeSet<_> = self.open.iter().map(|(_, turn)| &turn.session).collect();
+        let may_leave = |session: &SessionKey, live: &LiveSession| {
+            live.proposed == 0 && !busy.contains(session) && !self.tail.holds(session)
+        };
+        let mut leaving: Vec<_> = self
+            .live
+            .iter()
+            .filter(|(session, live)| (excess > 0 || live.last_used.elapsed() >= idle) && may_leave(session, live))
+            .map(|(session, live)| (live.last_used, session.clone()))
+            .collect();
+        leaving.sort_unstable_by_key(|(last_used, _)| *last_used);
+        let expired = leaving.iter().take_while(|(last_used, _)| last_used.elapsed() >= idle).count();
+        leaving.truncate(expired.max(excess).min(PASSIVATIONS_PER_SWEEP));
+        for (_, session) in leaving {
+            self.passivate(&session);
+        }
+    }
+
+    fn passivate(&mut self, session: &Arc<SessionKey>) {
+        if let Some(live) = self.live.remove(session) {
+            self.by_actor.remove(&live.actor.get_id());
+            metrics::session_ended();
+            // Drained, not stopped: a command that is in its mailbox already is still answered.
+            let _ended = live.actor.drain();
+        }
+    }
+
+    pub(super) fn on_session_ended(&mut self, actor: ActorId) {
+        if let Some(session) = self.by_actor.remove(&actor) {
+            self.live.remove(&session);
+            metrics::session_ended();
+        }
+    }
+
+    /// A session panicked. It is brought back after a pause if it owes an answer, or parked if it failed too often.
+    pub(super) fn on_session_failed(&mut self, actor: ActorId, error: &str) {
+        let Some(session) = self.by_actor.get(&actor).cloned() else { return };
+        self.on_session_ended(actor);
+        let now = Instant::now();
+        let failed = self.failed.entry(session.clone()).or_default();
+        match failed.ledger.on_failure(&RESTARTS, now.into_std()) {
+            Verdict::RestartAfter(delay) => {
+                failed.not_before = Some(now + delay);
+                metrics::actor_restarted("session");
+                tracing::warn!(shard = self.shard.0, slot = session.slot().0, error, "session failed, restarting it");
+                self.tell_self_after(delay, super::Internal::RestartDue { session });
+            }
+            Verdict::GiveUp => {
+                failed.parked = true;
+                metrics::session_parked();
+                tracing::error!(
+                    shard = self.shard.0,
+                    slot = session.slot().0,
+                    error,
+                    "session failed too often, parked"
+                );
+                self.fail_open_turns(&session);
+            }
+        }
+    }
+
+    pub(super) fn on_restart_due(&mut self, session: &Arc<SessionKey>) {
+        if self.is_unsettled(session) {
+            self.tell_self_after(RESTARTS.first_delay, super::Internal::RestartDue { session: session.clone() });
+        } else if self.open.iter().any(|(_, turn)| turn.session == **session) {
+            self.recover(session);
+        }
+    }
+
+    /// A parked session's accepted turns get their recorded end from the shard itself.
+    fn fail_open_turns(&mut self, session: &Arc<SessionKey>) {
+        let turns: Vec<TurnId> =
+            self.open.iter().filter(|(_, turn)| turn.session == **session).map(|(turn, _)| turn).collect();
+        for turn in turns {
+            let event = SessionEvent::TurnFailed(TurnFailed {
+                turn,
+                attempt: 0,
+                code: "session_parked".into(),
+                message: "the session failed repeatedly while answering".into(),
+            });
+            let at = self.services.clock.now();
+            let record = SessionRecord { session: (**session).clone(), user: None, key_id: 0, at, event };
+            self.propose_own(session.clone(), record);
+        }
+    }
+}

@@ -2,16 +2,24 @@
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod engine;
 mod error;
+mod lanes;
+mod load;
 mod metrics;
 mod model;
+mod queue;
 mod random;
 mod replica;
+mod reply;
 mod request;
+mod sampling;
+mod scheduler;
 mod scripted;
 mod text;
 mod window;
 
+pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};

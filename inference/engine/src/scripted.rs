@@ -7,13 +7,7 @@
 mod options;
 mod script;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -26,7 +20,10 @@ pub use self::options::ScriptedOptions;
 use self::script::Script;
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest,
-    PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad, metrics::ReplicaMetrics, window,
+    PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad,
+    load::{Load, RunningGuard, WaitingGuard},
+    metrics::ReplicaMetrics,
+    window,
 };
 
 /// The name that the scripted replica is served under.
@@ -40,10 +37,9 @@ pub struct ScriptedReplica {
 struct Shared {
     options: ScriptedOptions,
     info: ReplicaInfo,
-    metrics: ReplicaMetrics,
+    metrics: Arc<ReplicaMetrics>,
     lanes: Arc<Semaphore>,
-    running: AtomicUsize,
-    waiting: AtomicUsize,
+    load: Arc<Load>,
 }
 
 impl ScriptedReplica {
@@ -57,9 +53,9 @@ impl ScriptedReplica {
             context_tokens: options.context_tokens,
         };
         let lanes = Arc::new(Semaphore::new(options.lanes as usize));
-        let metrics = ReplicaMetrics::new(NAME);
-        let (running, waiting) = Default::default();
-        Self { shared: Arc::new(Shared { options, info, metrics, lanes, running, waiting }) }
+        let metrics = Arc::new(ReplicaMetrics::new(NAME));
+        let load = Load::new(metrics.clone());
+        Self { shared: Arc::new(Shared { options, info, metrics, lanes, load }) }
     }
 }
 
@@ -108,28 +104,18 @@ impl Replica for ScriptedReplica {
     }
 
     fn load(&self) -> ReplicaLoad {
-        ReplicaLoad {
-            running: self.shared.running.load(Ordering::Relaxed),
-            waiting: self.shared.waiting.load(Ordering::Relaxed),
-        }
+        self.shared.load.now()
     }
 }
 
 impl Shared {
-    fn take_lane(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> LaneGuard {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        self.metrics.running.increment(1.0);
-        LaneGuard { shared: self.clone(), _permit: permit }
+    fn take_lane(&self, permit: OwnedSemaphorePermit) -> HeldLane {
+        (self.load.run(), permit)
     }
 
-    fn queue(self: &Arc<Self>) -> Result<QueueGuard, EngineError> {
-        let bound = self.options.queue as usize;
-        let taken = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < bound).then_some(n + 1));
-        if taken.is_err() {
-            return Err(EngineError::QueueFull { retry_after: self.time_per_place() });
-        }
-        self.metrics.waiting.increment(1.0);
-        Ok(QueueGuard { shared: self.clone() })
+    fn queue(&self) -> Result<WaitingGuard, EngineError> {
+        let place = self.load.wait(self.options.queue as usize);
+        place.ok_or_else(|| EngineError::QueueFull { retry_after: self.time_per_place() })
     }
 
     /// How often a full replica frees a lane, and so a place in the queue.
@@ -139,34 +125,12 @@ impl Shared {
     }
 }
 
-/// Holds a lane; dropping it frees the lane.
-struct LaneGuard {
-    shared: Arc<Shared>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for LaneGuard {
-    fn drop(&mut self) {
-        self.shared.running.fetch_sub(1, Ordering::Relaxed);
-        self.shared.metrics.running.decrement(1.0);
-    }
-}
-
-/// Holds a place in the queue; dropping it frees the place.
-struct QueueGuard {
-    shared: Arc<Shared>,
-}
-
-impl Drop for QueueGuard {
-    fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.shared.metrics.waiting.decrement(1.0);
-    }
-}
+/// Dropping both frees the lane.
+type HeldLane = (RunningGuard, OwnedSemaphorePermit);
 
 enum Place {
-    Lane(LaneGuard),
-    Queue(QueueGuard),
+    Lane(HeldLane),
+    Queue(WaitingGuard),
 }
 
 /// One request on its way.

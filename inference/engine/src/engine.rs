@@ -1,0 +1,219 @@
+//! A replica on a thread of its own.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget,
+    Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    load::Load,
+    metrics::ReplicaMetrics,
+    queue::Job,
+    scheduler::{ModelShape, Scheduler, Step},
+    window,
+};
+
+/// The bounds of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Requests that wait for a lane at most.
+    pub queue: usize,
+    /// Tokens of one step at most, over all lanes; more only where more lanes decode. Bounds how late a cancellation is seen.
+    pub step_tokens: usize,
+    /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times.
+    pub prefill_chunk: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { queue: 256, step_tokens: 256, prefill_chunk: 64 }
+    }
+}
+
+/// The shortest time that a refused caller is told to wait.
+const LEAST_RETRY_AFTER: Duration = Duration::from_millis(10);
+/// The longest.
+const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Starts engines.
+pub struct Engine;
+
+impl Engine {
+    /// Starts a thread that owns `model` and answers what the replica is asked.
+    ///
+    /// An error or a panic of the model fails the requests of that step and forgets all caches; the engine goes on. It ends, and
+    /// tells every request so, when the model returns [`EngineError::Stopped`] or fails three steps in a row. Once the replica
+    /// is dropped, the thread answers what it has taken on and ends.
+    ///
+    /// Where the system refuses a thread or the model has no lanes, the replica is stopped from the beginning.
+    pub fn start(model: Box<dyn TokenModel>, codec: Arc<dyn TextCodec>, options: EngineOptions) -> EngineReplica {
+        let metrics = Arc::new(ReplicaMetrics::new(&codec.info().name));
+        let load = Load::new(metrics.clone());
+        let shape =
+            ModelShape { lanes: model.lanes(), context_tokens: model.context_tokens(), vocabulary: model.vocabulary() };
+        let retry_after = Arc::new(AtomicU64::new(0));
+        let (inbox, jobs) = channel();
+        let (alive, stopped) = watch::channel(());
+        let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone());
+        let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), _alive: alive };
+        let name = format!("engine {}", codec.info().name);
+        let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.lanes));
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for the engine");
+        }
+        EngineReplica { codec, shape, queue: options.queue, load, retry_after, inbox, stopped }
+    }
+}
+
+/// An engine's handle.
+pub struct EngineReplica {
+    codec: Arc<dyn TextCodec>,
+    shape: ModelShape,
+    queue: usize,
+    load: Arc<Load>,
+    /// In milliseconds, as of the last step.
+    retry_after: Arc<AtomicU64>,
+    inbox: Sender<Job>,
+    stopped: watch::Receiver<()>,
+}
+
+impl EngineReplica {
+    /// Whether the engine has ended. It never starts again: its supervisor starts another.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.has_changed().is_err()
+    }
+
+    /// Waits until the engine has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future and waiting anew loses nothing.
+    pub async fn stopped(&self) {
+        let mut stopped = self.stopped.clone();
+        while stopped.changed().await.is_ok() {}
+    }
+
+    /// Refuses what no step could compute, where it would take neighbours along.
+    fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
+        let prompt = request.prompt.tokens.len();
+        if prompt == 0 {
+            return Err(EngineError::Template("the prompt is empty".into()));
+        }
+        if prompt >= self.shape.context_tokens {
+            return Err(EngineError::ContextExceeded {
+                prompt: prompt as u32,
+                reserve: 1,
+                context: self.shape.context_tokens as u32,
+                model: self.info().name.clone(),
+            });
+        }
+        let unknown = |&id: &TokenId| id as usize >= self.shape.vocabulary;
+        match request.prompt.tokens.iter().chain(&request.forced).copied().find(unknown) {
+            Some(id) => Err(EngineError::ModelFailed(format!("token {id} is not in the vocabulary"))),
+            None => Ok(()),
+        }
+    }
+
+    fn retry_after(&self) -> Duration {
+        Duration::from_millis(self.retry_after.load(Ordering::Relaxed)).clamp(LEAST_RETRY_AFTER, MOST_RETRY_AFTER)
+    }
+}
+
+impl Replica for EngineReplica {
+    fn info(&self) -> &ReplicaInfo {
+        self.codec.info()
+    }
+
+    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+        let render = |messages: &[ChatMessage]| {
+            let tokens = self.codec.encode_chat(messages)?;
+            let count = tokens.len() as u32;
+            Ok((tokens, count))
+        };
+        let window = window::fit(messages, budget, self.info(), render)?;
+        let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
+        Ok(PreparedPrompt {
+            token_count: window.prompt.len() as u32,
+            tokens: window.prompt,
+            last_user_text: last_user.map(|message| message.content.clone()).unwrap_or_default(),
+            dropped_messages: window.dropped as u32,
+        })
+    }
+
+    /// # Errors
+    ///
+    /// As in [`Replica::submit`]; and for a prompt that was not prepared by this replica [`EngineError::ContextExceeded`],
+    /// [`EngineError::Template`] (it is empty) or [`EngineError::ModelFailed`] (it holds tokens of another vocabulary).
+    fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
+        self.check(&request)?;
+        if self.is_stopped() {
+            return Err(EngineError::Stopped);
+        }
+        let place = self.load.wait(self.queue);
+        let place = place.ok_or_else(|| EngineError::QueueFull { retry_after: self.retry_after() })?;
+        let cancel = CancelHandle::default();
+        let job = Job { request, sink, cancel: cancel.clone(), submitted: Instant::now(), _place: place };
+        self.inbox.send(job).map_err(|_| EngineError::Stopped)?;
+        Ok(cancel)
+    }
+
+    fn load(&self) -> ReplicaLoad {
+        self.load.now()
+    }
+}
+
+/// What the thread owns. Dropping it, however the thread ends, drops all sinks and says that the engine has stopped.
+struct EngineThread {
+    scheduler: Scheduler,
+    model: Box<dyn TokenModel>,
+    /// Bounded by the places that jobs hold.
+    jobs: Receiver<Job>,
+    retry_after: Arc<AtomicU64>,
+    _alive: watch::Sender<()>,
+}
+
+impl EngineThread {
+    fn run(mut self, lanes: usize) {
+        if lanes == 0 {
+            return tracing::error!("a model without lanes cannot serve");
+        }
+        let mut open = true;
+        loop {
+            open &= self.take_jobs();
+            match self.scheduler.step(&mut *self.model, Instant::now) {
+                Step::Worked => {
+                    let retry_after = self.scheduler.time_to_next_lane().as_millis() as u64;
+                    self.retry_after.store(retry_after, Ordering::Relaxed);
+                }
+                Step::Idle if open => match self.jobs.recv() {
+                    Ok(job) => self.scheduler.submit(job),
+                    Err(_) => return,
+                },
+                Step::Idle | Step::Dead => return,
+            }
+        }
+    }
+
+    /// Takes what was submitted since the last step. Whether more can come.
+    fn take_jobs(&mut self) -> bool {
+        loop {
+            match self.jobs.try_recv() {
+                Ok(job) => self.scheduler.submit(job),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

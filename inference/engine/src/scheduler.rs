@@ -1,0 +1,349 @@
+//! Continuous batching: which tokens of which requests the model computes next, and what becomes of the results.
+//!
+//! ```text
+//!            admit: a lane, KV for prompt and reply                    a stop, a limit, a cancellation, an error
+//! queued ───────────────────────────────────────────▶ prefill ─▶ decode ───────────────────────────────────────▶ ended
+//!    └── cancelled or expired, told without running       (lane stays resident for the conversation's next turn) ──┘
+//! ```
+//!
+//! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
+//! streams. KV memory is reserved at admission, a lane as long as the context: nothing is preempted and nothing runs out.
+//! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    EngineError, EngineOptions, GenerateRequest, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenModel,
+    lanes::{Lanes, Taken},
+    load::{Load, RunningGuard},
+    metrics::ReplicaMetrics,
+    queue::{FairQueue, Job},
+    reply::{Limits, Reply},
+    sampling::{Occurrences, Sampler},
+};
+
+/// A model that fails this many steps in a row is given up.
+const MAX_FAILURES_IN_A_ROW: u32 = 3;
+/// Weight of the newest step in the running mean of step times.
+const NEWEST_STEP: f64 = 0.1;
+/// What a step is taken to cost before one was measured.
+const UNMEASURED_STEP: Duration = Duration::from_millis(50);
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The model computed something.
+    Worked,
+    /// There is nothing to do until the next request comes.
+    Idle,
+    /// The model can serve no more; every request has been told.
+    Dead,
+}
+
+/// The requests of one replica.
+///
+/// Invariant: a lane is marked running exactly while one of `running` holds it.
+pub(crate) struct Scheduler {
+    codec: Arc<dyn TextCodec>,
+    options: EngineOptions,
+    metrics: Arc<ReplicaMetrics>,
+    load: Arc<Load>,
+    shape: ModelShape,
+    queue: FairQueue,
+    lanes: Lanes,
+    /// In order of admission.
+    running: Vec<Running>,
+    sampler: Sampler,
+    logits: Vec<f32>,
+    failures: u32,
+    step_seconds: Option<f64>,
+}
+
+/// What the scheduler knows of its model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ModelShape {
+    pub(crate) lanes: usize,
+    pub(crate) context_tokens: usize,
+    pub(crate) vocabulary: usize,
+}
+
+/// A request that holds a lane.
+struct Running {
+    lane: Lane,
+    tenant: String,
+    sampling: Sampling,
+    seen: Occurrences,
+    /// Prompt and reply so far.
+    tokens: Vec<TokenId>,
+    /// How many of `tokens` are in the lane's cache. Invariant: fewer than all of them, until the reply ended.
+    computed: usize,
+    /// Of `tokens` in this step.
+    planned: usize,
+    reply: Reply,
+    deadline: Option<Instant>,
+    _guard: RunningGuard,
+}
+
+impl Running {
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    fn input(&self) -> Option<LaneInput<'_>> {
+        let end = self.computed + self.planned;
+        (self.planned > 0).then(|| LaneInput {
+            lane: self.lane,
+            start: self.computed,
+            tokens: &self.tokens[self.computed..end],
+            want_logits: end == self.tokens.len(),
+        })
+    }
+}
+
+impl Scheduler {
+    pub(crate) fn new(
+        shape: ModelShape,
+        codec: Arc<dyn TextCodec>,
+        options: EngineOptions,
+        metrics: Arc<ReplicaMetrics>,
+        load: Arc<Load>,
+    ) -> Self {
+        Self {
+            codec,
+            options,
+            metrics,
+            load,
+            shape,
+            queue: FairQueue::default(),
+            lanes: Lanes::new(shape.lanes),
+            running: Vec::with_capacity(shape.lanes),
+            sampler: Sampler::default(),
+            logits: Vec::new(),
+            failures: 0,
+            step_seconds: None,
+        }
+    }
+
+    /// Queues a request. Its prompt is known to fit the context and to hold tokens of the vocabulary only.
+    pub(crate) fn submit(&mut self, job: Job) {
+        self.queue.push(job);
+    }
+
+    /// One step: ends what is cancelled or late, admits what fits, computes, and hands out the results.
+    pub(crate) fn step(&mut self, model: &mut dyn TokenModel, clock: impl Fn() -> Instant) -> Step {
+        let begun = clock();
+        self.end_unwanted(begun);
+        self.admit(begun);
+        if self.running.is_empty() {
+            return Step::Idle;
+        }
+        self.plan();
+        let outcome = self.compute(model);
+        let now = clock();
+        match outcome {
+            Ok(()) => {
+                self.failures = 0;
+                self.measure(now - begun);
+                self.apply(now);
+            }
+            Err(error) => self.fail_batch(error),
+        }
+        self.retire();
+        if self.failures < MAX_FAILURES_IN_A_ROW {
+            return Step::Worked;
+        }
+        self.end_all();
+        Step::Dead
+    }
+
+    /// When the first of the running requests has its reply at the latest, by measured step times.
+    pub(crate) fn time_to_next_lane(&self) -> Duration {
+        let steps = |running: &Running| {
+            let prefill = running.pending().div_ceil(self.options.prefill_chunk.max(1));
+            prefill + running.reply.room() as usize
+        };
+        let least = self.running.iter().map(steps).min().unwrap_or(1);
+        let step = self.step_seconds.unwrap_or(UNMEASURED_STEP.as_secs_f64());
+        Duration::from_secs_f64(step * least as f64)
+    }
+
+    /// Ends what nobody wants any more, queued or running.
+    fn end_unwanted(&mut self, now: Instant) {
+        let late = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        for job in self.queue.take(|job| job.cancel.is_cancelled() || late(job.request.deadline)) {
+            let mut reply = self.reply(job).0;
+            if reply.is_cancelled() {
+                reply.abandon();
+            } else {
+                reply.fail(EngineError::DeadlineExceeded);
+            }
+        }
+        for running in &mut self.running {
+            if running.reply.is_cancelled() {
+                running.reply.abandon();
+            } else if late(running.deadline) {
+                running.reply.fail(EngineError::DeadlineExceeded);
+            }
+        }
+        self.retire();
+    }
+
+    fn admit(&mut self, now: Instant) {
+        while self.lanes.has_idle()
+            && let Some(job) = self.queue.pop()
+        {
+            self.start(job, now);
+        }
+        let reserved: usize =
+            self.running.iter().map(|running| running.tokens.len() + running.reply.room() as usize).sum();
+        self.metrics.kv_usage.set(reserved as f64 / (self.shape.lanes * self.shape.context_tokens) as f64);
+    }
+
+    fn start(&mut self, job: Job, now: Instant) {
+        let (mut reply, request) = self.reply(job);
+        if !request.forced.is_empty() || reply.room() == 0 {
+            reply.accept(&request.forced, &*self.codec, now);
+        }
+        if reply.is_ended() {
+            return self.queue.ended(&request.tenant);
+        }
+        let prompt = request.prompt.tokens.len();
+        let tokens = [&request.prompt.tokens[..], &request.forced].concat();
+        let Some(Taken { lane, reused }) = self.lanes.take(&request, &tokens) else {
+            debug_assert!(false, "admission without an idle lane");
+            return reply.fail(EngineError::Stopped);
+        };
+        reply.begin(reused.min(prompt) as u32);
+        let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
+        request.forced.iter().for_each(|&id| seen.add(id));
+        self.running.push(Running {
+            lane,
+            tenant: request.tenant,
+            sampling: request.sampling,
+            seen,
+            tokens,
+            computed: reused,
+            planned: 0,
+            reply,
+            deadline: request.deadline,
+            _guard: self.load.run(),
+        });
+    }
+
+    /// The reply to a job that leaves the queue, and what is left of its request.
+    fn reply(&self, job: Job) -> (Reply, GenerateRequest) {
+        let mut request = job.request;
+        let prompt = request.prompt.tokens.len();
+        let room = self.shape.context_tokens.saturating_sub(prompt);
+        let limits = Limits {
+            prompt: prompt as u32,
+            max_tokens: request.max_tokens.min(room as u32),
+            stop: std::mem::take(&mut request.stop),
+        };
+        (Reply::new(job.sink, job.cancel, self.metrics.clone(), limits, job.submitted), request)
+    }
+
+    /// One token of each decoding request, and the rest of the budget to prompts in order of admission: a chunk while others
+    /// decode, all of it while nobody would be stalled.
+    fn plan(&mut self) {
+        let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
+        let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
+        let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
+        for running in &mut self.running {
+            let pending = running.pending();
+            running.planned = if pending == 1 { 1 } else { pending.min(prefill) };
+            prefill -= if pending == 1 { 0 } else { running.planned };
+        }
+        debug_assert!(self.running.iter().any(|running| running.planned > 0), "a step without work");
+    }
+
+    fn compute(&mut self, model: &mut dyn TokenModel) -> Result<(), EngineError> {
+        let inputs: Vec<LaneInput<'_>> = self.running.iter().filter_map(Running::input).collect();
+        let rows = inputs.iter().filter(|input| input.want_logits).count();
+        let logits = &mut self.logits;
+        catch_unwind(AssertUnwindSafe(|| model.step(&inputs, logits)))
+            .unwrap_or_else(|panic| Err(EngineError::ModelFailed(panic_message(&*panic))))?;
+        let expected = rows * self.shape.vocabulary;
+        if self.logits.len() != expected {
+            let message = format!("the model gave {} logits instead of {expected}", self.logits.len());
+            return Err(EngineError::ModelFailed(message));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, now: Instant) {
+        let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
+        for running in self.running.iter_mut().filter(|running| running.planned > 0) {
+            running.computed += running.planned;
+            self.queue.charge(&running.tenant, running.planned, 0);
+            if running.pending() > 0 {
+                continue;
+            }
+            let Some(row) = rows.next() else { break };
+            let position = running.reply.len().into();
+            match self.sampler.choose(row, &running.sampling, &running.seen, position) {
+                Ok(token) => {
+                    self.queue.charge(&running.tenant, 0, 1);
+                    running.seen.add(token);
+                    running.reply.accept(&[token], &*self.codec, now);
+                    running.tokens.push(token);
+                }
+                Err(_) => {
+                    // A lane's logits depend on that lane alone, so the neighbours' are good.
+                    running.computed = 0;
+                    running.reply.fail(EngineError::ModelFailed("the model gave a logit that is not finite".into()));
+                }
+            }
+        }
+    }
+
+    /// Ends the requests of this batch. Those that waited for their next chunk begin anew: no lane's cache can be trusted.
+    fn fail_batch(&mut self, error: EngineError) {
+        self.failures = if error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
+        tracing::error!(%error, failures = self.failures, "the model failed a step");
+        self.lanes.forget();
+        for running in &mut self.running {
+            running.computed = 0;
+            if running.planned > 0 {
+                running.reply.fail(error.clone());
+            }
+        }
+    }
+
+    /// Gives back the lanes of ended requests.
+    fn retire(&mut self) {
+        for running in self.running.extract_if(.., |running| running.reply.is_ended()) {
+            let mut tokens = running.tokens;
+            tokens.truncate(running.computed);
+            self.lanes.release(running.lane, tokens);
+            self.queue.ended(&running.tenant);
+        }
+    }
+
+    fn end_all(&mut self) {
+        for job in self.queue.take(|_| true) {
+            self.reply(job).0.fail(EngineError::Stopped);
+        }
+        self.running.iter_mut().for_each(|running| running.reply.fail(EngineError::Stopped));
+        self.retire();
+    }
+
+    fn measure(&mut self, step: Duration) {
+        let step = step.as_secs_f64();
+        let mean = self.step_seconds.get_or_insert(step);
+        *mean += (step - *mean) * NEWEST_STEP;
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "the model panicked".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -99,6 +99,10 @@ impl LocalLog {
     ///
     /// Any [`LogError`] but `OutOfRange`, `Full` and `Closed`; the directory is left as it was then.
     pub fn open(options: LocalLogOptions) -> Result<Self, LogError> {
+        if options.shards == 0 || options.shards > MAX_SHARDS {
+            let message = format!("a log has 1 to {MAX_SHARDS} shards, not {}", options.shards);
+            return Err(unusable(&options.directory, io::Error::new(io::ErrorKind::InvalidInput, message)));
+        }
         let segment_bytes = format::round_up(options.segment_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES));
         let (directory, lock) = Directory::open(&options.directory)?;
         let meta = match directory.meta()? {
@@ -251,10 +255,6 @@ impl Shared {
 }
 
 fn create(directory: &Directory, shards: u16, segment_bytes: usize) -> Result<Meta, LogError> {
-    if shards == 0 || shards > MAX_SHARDS {
-        let message = format!("a log has 1 to {MAX_SHARDS} shards, not {shards}");
-        return Err(unusable(directory.path(), io::Error::new(io::ErrorKind::InvalidInput, message)));
-    }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let meta = Meta { shards, log_id: rand::random(), created_ms: now.as_millis() as u64 };
     let marks = vec![ShardMark::default(); usize::from(shards)];

@@ -13,6 +13,7 @@ use std::{
 
 use parlance_cluster_protocol::WireError;
 use rustix::fs::FlockOperation;
+use tracing::warn;
 
 use super::format::{Flaw, META_BYTES, Meta, VERSION};
 use crate::LogError;
@@ -35,7 +36,16 @@ pub(super) struct Directory {
 
 /// The right to change the directory, until the last who holds it drops it.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// A child process that is just being spawned may still hold a copy of the file, so that closing it would not do.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            warn!(%error, "cannot unlock the log");
+        }
+    }
+}
 
 /// A segment file that is open for writing.
 #[derive(Debug)]

@@ -101,6 +101,11 @@ impl Index {
         Ok(index.places.range(skipped..).take_while(fits).copied().collect())
     }
 
+    /// Whether the entry at `offset` may be gone, or be about to go.
+    pub(super) fn is_trimmed(&self, shard: ShardId, offset: Offset) -> bool {
+        self.shard(shard, offset).is_ok_and(|index| offset < index.trimmed)
+    }
+
     /// Takes note that entries below `before` are not needed any more.
     pub(super) fn trim(&mut self, shard: ShardId, before: Offset) -> Result<(), LogError> {
         if before > self.shard(shard, before)?.end() {

@@ -22,7 +22,7 @@ pub(super) fn read(
 ) -> Result<Vec<StoredEntry>, LogError> {
     let bytes = read_places(shared, places).map_err(|(segment, e)| {
         // Trimmed since the places were looked up.
-        if e.kind() == io::ErrorKind::NotFound && shared.index().bounds(shard).is_ok_and(|bounds| from < bounds.start) {
+        if e.kind() == io::ErrorKind::NotFound && shared.index().is_trimmed(shard, from) {
             return LogError::OutOfRange { shard, offset: from };
         }
         unusable(&shared.directory.segment_path(segment), e)

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -9,11 +9,12 @@ use parlance_cluster_protocol::TimestampMs;
 use crate::{DedupeOutcome, DialogueError, Limits};
 
 /// The remembered event ids and what they led to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Dedupe {
     outcomes: HashMap<Arc<str>, Arc<DedupeOutcome>>,
-    /// In order of expiry, which is the order of acceptance. May hold an id twice when it came again after its time.
-    expiries: VecDeque<(TimestampMs, Arc<str>)>,
+    /// Invariant: the expiry of every outcome, and nothing else.
+    expiries: BTreeSet<(TimestampMs, Arc<str>)>,
+    /// Invariant: the sum of the outcomes' text bytes.
     bytes: usize,
 }
 
@@ -23,17 +24,20 @@ impl Dedupe {
         for (event_id, row) in rows {
             dedupe.put(event_id.into(), Arc::new(DedupeOutcome::decode(row)?));
         }
-        dedupe.expiries.make_contiguous().sort();
         Ok(dedupe)
     }
 
     pub(crate) fn put(&mut self, event_id: Arc<str>, outcome: Arc<DedupeOutcome>) {
-        let expires_at = outcome.expires_at;
+        self.remove(&event_id);
         self.bytes += outcome.text_bytes();
-        let old = self.outcomes.insert(event_id.clone(), outcome);
-        self.bytes -= old.as_ref().map_or(0, |old| old.text_bytes());
-        if old.is_none_or(|old| old.expires_at != expires_at) {
-            self.expiries.push_back((expires_at, event_id));
+        self.expiries.insert((outcome.expires_at, event_id.clone()));
+        self.outcomes.insert(event_id, outcome);
+    }
+
+    fn remove(&mut self, event_id: &Arc<str>) {
+        if let Some(old) = self.outcomes.remove(event_id) {
+            self.bytes -= old.text_bytes();
+            self.expiries.remove(&(old.expires_at, event_id.clone()));
         }
     }
 
@@ -44,13 +48,9 @@ impl Dedupe {
 
     /// Forgets the ids whose time is up by the recorded time `at`.
     pub(crate) fn expire(&mut self, at: TimestampMs, mut forgotten: impl FnMut(Arc<str>)) {
-        while self.expiries.front().is_some_and(|(expires_at, _)| *expires_at <= at) {
-            let Some((expires_at, event_id)) = self.expiries.pop_front() else { break };
-            let due = self.outcomes.get(&event_id).is_some_and(|outcome| outcome.expires_at == expires_at);
-            if let Some(outcome) = due.then(|| self.outcomes.remove(&event_id)).flatten() {
-                self.bytes -= outcome.text_bytes();
-                forgotten(event_id);
-            }
+        while let Some((_, event_id)) = self.expiries.first().filter(|(expires_at, _)| *expires_at <= at).cloned() {
+            self.remove(&event_id);
+            forgotten(event_id);
         }
     }
 

@@ -252,3 +252,11 @@ impl Dialogue {
         out.push(Effect::Propose { tag, record });
     }
 }
+
+#[cfg(test)]
+impl Dialogue {
+    /// Everything that is a fold of the records.
+    pub(crate) fn folded(&self) -> (&Durable, &History, &Dedupe) {
+        (&self.durable, &self.history, &self.dedupe)
+    }
+}

@@ -37,6 +37,12 @@ impl Lanes {
         self.lanes.iter().any(|lane| !lane.running)
     }
 
+    /// The lanes that are held, in order.
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> impl Iterator<Item = Lane> {
+        self.lanes.iter().enumerate().filter(|(_, lane)| lane.running).map(|(at, _)| at)
+    }
+
     /// Takes the idle lane that holds most of `tokens` for the same conversation of the same tenant, else the one that was used
     /// longest ago. Nothing is ever shared between tenants. At least one token is left to compute.
     pub(crate) fn take(&mut self, request: &GenerateRequest, tokens: &[TokenId]) -> Option<Taken> {

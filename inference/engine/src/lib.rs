@@ -4,6 +4,8 @@
 
 mod engine;
 mod error;
+#[cfg(test)]
+mod fake;
 mod lanes;
 mod load;
 mod metrics;

@@ -1,47 +1,13 @@
 //! The twin's behaviour, as a client sees it.
 
-use std::sync::{Arc, Mutex};
-
 use super::*;
-use crate::{Sampling, TokenId, TokenUsage};
+use crate::{
+    Sampling, TokenUsage,
+    fake::{Ear, Heard},
+};
 
 /// `printf 'Good morning' | sha256sum`, the first 16 digits.
 const DIGEST_OF_GOOD_MORNING: &str = "90a90a48e23dcc51";
-
-#[derive(Debug, Default, Clone)]
-struct Heard {
-    events: usize,
-    ids: Vec<TokenId>,
-    text: String,
-    end: Option<Result<(Finish, TokenUsage), EngineError>>,
-}
-
-#[derive(Default, Clone)]
-struct Ear(Arc<Mutex<Heard>>);
-
-impl Ear {
-    fn sink(&self, hang_up_after: usize) -> Box<dyn EventSink> {
-        let heard = self.0.clone();
-        Box::new(move |event| {
-            let mut heard = heard.lock().expect("no test thread panicked");
-            assert!(heard.end.is_none(), "an event after the end: {event:?}");
-            heard.events += 1;
-            match event {
-                GenerateEvent::Tokens { ids, text } => {
-                    heard.ids.extend(ids);
-                    heard.text.push_str(&text);
-                }
-                GenerateEvent::Finished { finish, usage } => heard.end = Some(Ok((finish, usage))),
-                GenerateEvent::Failed(error) => heard.end = Some(Err(error)),
-            }
-            heard.events < hang_up_after
-        })
-    }
-
-    fn heard(&self) -> Heard {
-        self.0.lock().expect("no test thread panicked").clone()
-    }
-}
 
 fn replica(keys: &str) -> ScriptedReplica {
     ScriptedReplica::new(ScriptedOptions::parse(&format!("scripted:{keys}")).expect("valid"))
@@ -64,7 +30,7 @@ fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
 
 fn answer(replica: &ScriptedReplica, request: GenerateRequest) -> Heard {
     let ear = Ear::default();
-    replica.submit(request, ear.sink(usize::MAX)).expect("accepted");
+    replica.submit(request, ear.sink()).expect("accepted");
     ear.heard()
 }
 
@@ -151,7 +117,7 @@ fn an_expired_deadline_is_told() {
 #[test]
 fn a_replica_that_takes_time_needs_a_runtime() {
     let replica = replica("ttft_ms=1");
-    let refused = replica.submit(request(&replica, "hi"), Ear::default().sink(usize::MAX));
+    let refused = replica.submit(request(&replica, "hi"), Ear::default().sink());
     assert_eq!(refused.err(), Some(EngineError::Stopped));
 }
 
@@ -159,7 +125,7 @@ fn a_replica_that_takes_time_needs_a_runtime() {
 async fn tokens_come_on_time() {
     let replica = replica("ttft_ms=20,token_ms=5,tokens=4");
     let (ear, start) = (Ear::default(), Instant::now());
-    replica.submit(request(&replica, "hi"), ear.sink(usize::MAX)).expect("accepted");
+    replica.submit(request(&replica, "hi"), ear.sink()).expect("accepted");
     assert_eq!(replica.load(), ReplicaLoad { running: 1, waiting: 0 });
     for (at, tokens) in [(19, 0), (21, 1), (26, 2), (31, 3), (36, 4)] {
         tokio::time::sleep_until(start + Duration::from_millis(at)).await;
@@ -173,10 +139,10 @@ async fn tokens_come_on_time() {
 async fn forced_tokens_take_no_time_of_their_own() {
     let replica = replica("ttft_ms=20,token_ms=5,tokens=4");
     let (first, second) = (Ear::default(), Ear::default());
-    replica.submit(request(&replica, "hi"), first.sink(usize::MAX)).expect("accepted");
+    replica.submit(request(&replica, "hi"), first.sink()).expect("accepted");
     tokio::time::sleep(Duration::from_millis(100)).await;
     let forced = first.heard().ids[..3].to_vec();
-    replica.submit(GenerateRequest { forced, ..request(&replica, "hi") }, second.sink(usize::MAX)).expect("accepted");
+    replica.submit(GenerateRequest { forced, ..request(&replica, "hi") }, second.sink()).expect("accepted");
     tokio::time::sleep(Duration::from_millis(21)).await;
     assert_eq!((second.heard().ids, second.heard().end), (first.heard().ids, first.heard().end));
 }
@@ -185,8 +151,7 @@ async fn forced_tokens_take_no_time_of_their_own() {
 async fn cancelling_frees_lane_and_place_at_once() {
     let replica = replica("ttft_ms=20,token_ms=5,lanes=1,queue=2");
     let ears = [Ear::default(), Ear::default(), Ear::default(), Ear::default()];
-    let handles: Vec<_> =
-        ears.iter().map(|ear| replica.submit(request(&replica, "hi"), ear.sink(usize::MAX))).collect();
+    let handles: Vec<_> = ears.iter().map(|ear| replica.submit(request(&replica, "hi"), ear.sink())).collect();
     assert_eq!(replica.load(), ReplicaLoad { running: 1, waiting: 2 });
     assert!(
         matches!(handles[3], Err(EngineError::QueueFull { retry_after }) if retry_after == Duration::from_millis(100))
@@ -213,7 +178,7 @@ async fn cancelling_frees_lane_and_place_at_once() {
 async fn hanging_up_frees_the_lane() {
     let replica = replica("ttft_ms=20,token_ms=5");
     let ear = Ear::default();
-    replica.submit(request(&replica, "hi"), ear.sink(2)).expect("accepted");
+    replica.submit(request(&replica, "hi"), ear.sink_that_hangs_up_after(2)).expect("accepted");
     tokio::time::sleep(Duration::from_millis(26)).await;
     assert_eq!(replica.load(), ReplicaLoad::default());
     assert_eq!((ear.heard().events, ear.heard().end), (2, None));
@@ -226,8 +191,8 @@ async fn a_deadline_ends_waiting_and_running() {
     let after = |ms| Some((Instant::now() + Duration::from_millis(ms)).into_std());
     let first = GenerateRequest { deadline: after(100), ..request(&replica, "hi") };
     let second = GenerateRequest { deadline: after(50), ..request(&replica, "hi") };
-    replica.submit(first, running.sink(usize::MAX)).expect("accepted");
-    replica.submit(second, waiting.sink(usize::MAX)).expect("queued");
+    replica.submit(first, running.sink()).expect("accepted");
+    replica.submit(second, waiting.sink()).expect("queued");
     tokio::time::sleep(Duration::from_millis(51)).await;
     assert_eq!(waiting.heard().end, Some(Err(EngineError::DeadlineExceeded)));
     assert_eq!(replica.load(), ReplicaLoad { running: 1, waiting: 0 });

@@ -1,0 +1,241 @@
+//! What the engine's tests share: a tiny deterministic model, the answers it must give, and a sink that remembers.
+
+use std::sync::{Arc, Mutex};
+
+use crate::{
+    ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, LaneInput, PreparedPrompt,
+    ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel, TokenUsage, random,
+    sampling::{Occurrences, Sampler},
+};
+
+pub(crate) const VOCABULARY: usize = 64;
+pub(crate) const END: TokenId = 0;
+/// A lane that holds one of these makes the model misbehave; it never generates them.
+pub(crate) const MAKES_NAN: TokenId = 60;
+pub(crate) const MAKES_PANIC: TokenId = 61;
+pub(crate) const MAKES_ERROR: TokenId = 62;
+pub(crate) const MAKES_STOP: TokenId = 63;
+
+/// Pieces of text, some of them parts of characters.
+const PIECES: [&[u8]; 12] =
+    [b"a", b"b", b"ab", b" ", b"\xf0\x9f", b"\x98\x80", b"\xc3\xa9", b"\xff", b"ba ", b"\xe2\x82", b"\xac", b""];
+
+/// Its logits are a hash of everything in the lane's cache, so that any mix-up of lanes or positions changes the answer.
+pub(crate) struct FakeModel {
+    lanes: Vec<Vec<TokenId>>,
+    context: usize,
+    /// Lengths of the inputs of each step, per lane.
+    pub(crate) steps: Vec<Vec<(usize, usize)>>,
+}
+
+impl FakeModel {
+    pub(crate) fn new(lanes: usize, context: usize) -> Self {
+        Self { lanes: vec![Vec::new(); lanes], context, steps: Vec::new() }
+    }
+}
+
+impl TokenModel for FakeModel {
+    fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.context
+    }
+
+    fn vocabulary(&self) -> usize {
+        VOCABULARY
+    }
+
+    fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
+        logits.clear();
+        self.steps.push(inputs.iter().map(|input| (input.lane, input.tokens.len())).collect());
+        let mut used = vec![false; self.lanes.len()];
+        for input in inputs {
+            assert!(!std::mem::replace(&mut used[input.lane], true), "lane {} twice in a step", input.lane);
+            assert!(!input.tokens.is_empty(), "nothing to compute");
+            let cache = &mut self.lanes[input.lane];
+            assert!(input.start <= cache.len(), "a hole in the cache");
+            cache.truncate(input.start);
+            cache.extend_from_slice(input.tokens);
+            assert!(cache.len() <= self.context, "beyond the context");
+            assert!(!input.tokens.contains(&MAKES_PANIC), "asked to panic");
+            if input.tokens.contains(&MAKES_ERROR) {
+                return Err(EngineError::ModelFailed("asked to fail".into()));
+            }
+            if input.tokens.contains(&MAKES_STOP) {
+                return Err(EngineError::Stopped);
+            }
+            if input.want_logits {
+                logits.extend(row(cache));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn row(history: &[TokenId]) -> Vec<f32> {
+    let hash = history.iter().fold(0, |hash, &token| random::bits(hash, token.into()));
+    let mut row: Vec<f32> = (0..VOCABULARY as u64).map(|id| (random::bits(hash, id) >> 60) as f32 / 2.0).collect();
+    row[MAKES_NAN as usize..].fill(-1000.0);
+    if history.contains(&MAKES_NAN) {
+        row[5] = f32::NAN;
+    }
+    row
+}
+
+pub(crate) struct FakeCodec(ReplicaInfo);
+
+impl FakeCodec {
+    pub(crate) fn new(context: usize) -> Arc<Self> {
+        let (name, digest, numerics) = ("fake".into(), "d".into(), "n".into());
+        Arc::new(Self(ReplicaInfo { name, digest, numerics, context_tokens: context as u32 }))
+    }
+}
+
+impl TextCodec for FakeCodec {
+    fn info(&self) -> &ReplicaInfo {
+        &self.0
+    }
+
+    fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>, EngineError> {
+        let tokens = messages.iter().flat_map(|message| message.content.bytes().map(|byte| u32::from(byte) % 50 + 1));
+        Ok(tokens.collect())
+    }
+
+    fn token_bytes(&self, token: TokenId) -> &[u8] {
+        PIECES[token as usize % PIECES.len()]
+    }
+
+    fn is_end(&self, token: TokenId) -> bool {
+        token == END
+    }
+}
+
+pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest {
+    let prompt = PreparedPrompt {
+        token_count: prompt.len() as u32,
+        tokens: prompt,
+        last_user_text: String::new(),
+        dropped_messages: 0,
+    };
+    GenerateRequest {
+        prompt,
+        sampling: Sampling::default(),
+        max_tokens,
+        stop: vec![],
+        forced: vec![],
+        deadline: None,
+        tenant: "t".into(),
+        affinity: 0,
+    }
+}
+
+/// What the model answers, computed alone, token by token, without the engine.
+pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
+    let codec = FakeCodec::new(context);
+    let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
+    let mut tokens = request.prompt.tokens.clone();
+    let max_tokens = (request.max_tokens as usize).min(context - tokens.len());
+    let (mut ids, mut bytes) = (Vec::new(), Vec::new());
+    let (text, finish) = loop {
+        if let Some(text) = cut_at_stop(&bytes, &request.stop) {
+            break (text, Finish::Stop);
+        }
+        if ids.len() == max_tokens {
+            break (lossy(&bytes), Finish::Length);
+        }
+        let position = ids.len() as u64;
+        let drawn =
+            || Sampler::default().choose(&mut row(&tokens), &request.sampling, &seen, position).expect("finite");
+        let id = request.forced.get(ids.len()).copied().unwrap_or_else(drawn);
+        if id == END {
+            break (lossy(&bytes), Finish::Stop);
+        }
+        seen.add(id);
+        ids.push(id);
+        tokens.push(id);
+        bytes.extend_from_slice(codec.token_bytes(id));
+    };
+    let usage = TokenUsage { prompt: request.prompt.token_count, completion: ids.len() as u32, cached: 0 };
+    Heard { events: 0, ids, text, end: Some(Ok((finish, usage))) }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The text before the stop text that is complete first, not counting a character that is not yet whole.
+fn cut_at_stop(bytes: &[u8], stops: &[String]) -> Option<String> {
+    let whole = bytes.utf8_chunks().fold(String::new(), |mut text, chunk| {
+        text.push_str(chunk.valid());
+        let finished = bytes.as_ptr_range().end != chunk.invalid().as_ptr_range().end || is_hopeless(chunk.invalid());
+        text.push_str(if chunk.invalid().is_empty() || !finished { "" } else { "\u{fffd}" });
+        text
+    });
+    let cut = stops.iter().filter_map(|stop| whole.find(stop.as_str()).map(|at| (at + stop.len(), at))).min();
+    cut.map(|(_, at)| whole[..at].to_owned())
+}
+
+fn is_hopeless(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_some())
+}
+
+/// What a sink was told.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) events: usize,
+    pub(crate) ids: Vec<TokenId>,
+    pub(crate) text: String,
+    pub(crate) end: Option<Result<(Finish, TokenUsage), EngineError>>,
+}
+
+impl Heard {
+    /// Without what may differ between two correct answers: the number of events, and what a cache spared.
+    pub(crate) fn essence(&self) -> Self {
+        let end = self.end.clone().map(|end| end.map(|(finish, usage)| (finish, TokenUsage { cached: 0, ..usage })));
+        Self { events: 0, end, ..self.clone() }
+    }
+
+    pub(crate) fn cached(&self) -> u32 {
+        self.end.clone().and_then(Result::ok).map_or(0, |(_, usage)| usage.cached)
+    }
+}
+
+/// Makes sinks and remembers what they hear.
+#[derive(Default, Clone)]
+pub(crate) struct Ear(Arc<Mutex<Heard>>);
+
+impl Ear {
+    pub(crate) fn sink(&self) -> Box<dyn EventSink> {
+        self.sink_that_hangs_up_after(usize::MAX)
+    }
+
+    pub(crate) fn sink_that_hangs_up_after(&self, events: usize) -> Box<dyn EventSink> {
+        let heard = self.0.clone();
+        Box::new(move |event| {
+            let mut heard = heard.lock().expect("no test thread panicked");
+            assert!(heard.end.is_none(), "an event after the end: {event:?}");
+            heard.events += 1;
+            match event {
+                GenerateEvent::Tokens { ids, text } => {
+                    assert!(!(ids.is_empty() && text.is_empty()), "an event without news");
+                    heard.ids.extend(ids);
+                    heard.text.push_str(&text);
+                }
+                GenerateEvent::Finished { finish, usage } => heard.end = Some(Ok((finish, usage))),
+                GenerateEvent::Failed(error) => heard.end = Some(Err(error)),
+            }
+            heard.events < events
+        })
+    }
+
+    pub(crate) fn heard(&self) -> Heard {
+        self.0.lock().expect("no test thread panicked").clone()
+    }
+
+    /// Whether no sink is left.
+    pub(crate) fn is_dropped(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}

@@ -3,7 +3,13 @@
 mod root;
 mod stateless;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use parlance_actors_dialogue as dialogue;
 use parlance_cluster_log::ShardLog;
@@ -20,6 +26,7 @@ use crate::{
     Limits, ModelSpec, Sessions, StartError,
     admission::Admission,
     clock::{Clock, as_millis},
+    metrics,
     models::Models,
     shards::ShardTable,
     supervisor::{Supervisor, SupervisorMessage},
@@ -50,6 +57,31 @@ pub(crate) struct Services {
     pub(crate) clock: Clock,
     pub(crate) turns: Admission,
     pub(crate) stateless: Admission,
+    pub(crate) census: Census,
+}
+
+/// How many sessions there are in memory, over all shards.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) live: AtomicUsize,
+    pub(crate) parked: AtomicUsize,
+}
+
+impl Census {
+    pub(crate) fn session_started(&self) {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        metrics::session_started();
+    }
+
+    pub(crate) fn session_ended(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        metrics::session_ended();
+    }
+
+    pub(crate) fn session_parked(&self) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        metrics::session_parked();
+    }
 }
 
 /// A running node. Cheap to clone; [`drain`](Self::drain) ends it.
@@ -84,6 +116,10 @@ pub struct NodeStatus {
     pub shards_owned: usize,
     /// Shards that there are.
     pub shards: usize,
+    /// Sessions in memory.
+    pub live_sessions: usize,
+    /// Sessions that were set aside because they failed repeatedly.
+    pub parked_sessions: usize,
     /// Accepted turns without an answer, and those waiting to be accepted.
     pub open_turns: usize,
     /// Generations outside any session.
@@ -116,6 +152,7 @@ impl Node {
             clock: Clock::start(),
             turns: Admission::new("open turns", limits.open_turns, limits.open_turns_per_tenant),
             stateless: Admission::new("stateless generations", limits.stateless, limits.stateless),
+            census: Census::default(),
             limits,
         });
         let shards = ShardTable::new(services.log.shards());
@@ -169,6 +206,8 @@ impl Node {
             readiness: self.readiness(),
             shards_owned,
             shards,
+            live_sessions: self.services.census.live.load(Ordering::Relaxed),
+            parked_sessions: self.services.census.parked.load(Ordering::Relaxed),
             open_turns: self.services.turns.open(),
             stateless: self.services.stateless.open(),
             models: self.models().list(),

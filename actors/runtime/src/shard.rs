@@ -322,7 +322,7 @@ impl ShardState {
             metrics::shard_left();
         }
         for _ in &self.live {
-            metrics::session_ended();
+            self.services.census.session_ended();
         }
     }
 

@@ -77,7 +77,7 @@ impl ShardState {
         };
         match Session::spawn(arguments, self.myself.get_cell()) {
             Ok(actor) => {
-                metrics::session_started();
+                self.services.census.session_started();
                 self.by_actor.insert(actor.get_id(), session.clone());
                 let live = LiveSession { actor: actor.clone(), last_used: Instant::now(), proposed: 0 };
                 self.live.insert(session.clone(), live);
@@ -147,7 +147,7 @@ impl ShardState {
     fn passivate(&mut self, session: &Arc<SessionKey>) {
         if let Some(live) = self.live.remove(session) {
             self.by_actor.remove(&live.actor.get_id());
-            metrics::session_ended();
+            self.services.census.session_ended();
             // Drained, not stopped: a command that is in its mailbox already is still answered.
             let _ended = live.actor.drain();
         }
@@ -156,7 +156,7 @@ impl ShardState {
     pub(super) fn on_session_ended(&mut self, actor: ActorId) {
         if let Some(session) = self.by_actor.remove(&actor) {
             self.live.remove(&session);
-            metrics::session_ended();
+            self.services.census.session_ended();
         }
     }
 
@@ -175,7 +175,7 @@ impl ShardState {
             }
             Verdict::GiveUp => {
                 failed.parked = true;
-                metrics::session_parked();
+                self.services.census.session_parked();
                 tracing::error!(
                     shard = self.shard.0,
                     slot = session.slot().0,

@@ -1,0 +1,112 @@
+//! `POST /v1/chat/completions`.
+//!
+//! ```text
+//! X-Session-ID  Idempotency-Key   what the call is
+//! no            no                a generation that ends with its client
+//! no            yes               a durable turn in the key's own hidden session, on the given messages
+//! yes           either            a durable turn of that session: its last user message, on the session's own history
+//! ```
+
+mod render;
+mod request;
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use parlance_actors_runtime::Sessions;
+use parlance_cluster_protocol::{History, Item, Role, SessionKey};
+
+use self::{
+    render::{ChunkRender, completion},
+    request::ChatRequest,
+};
+use crate::{
+    api_error::ApiError,
+    app::{App, Shared},
+    body::read_json,
+    call::{self, Call, CallHeaders, DurableCall, TurnHeaders},
+    frame::Caller,
+    ids, models,
+    reply::Reply,
+    sse,
+};
+
+/// Answers a chat.
+pub(crate) async fn create(
+    State(app): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Response {
+    app.metrics.answer_requested();
+    let mut headers = TurnHeaders::default();
+    let result = answer(&app, &caller, request, &mut headers).await;
+    if result.as_ref().is_err_and(|error| error.status.is_server_error()) {
+        app.metrics.answer_failed();
+    }
+    headers.finish(result)
+}
+
+async fn answer(
+    app: &Shared,
+    caller: &Caller,
+    request: Request,
+    headers: &mut TurnHeaders,
+) -> Result<Response, ApiError> {
+    let (parts, body) = read_json(request, &app.limits).await?;
+    let call_headers = CallHeaders::read(&parts.headers)?;
+    let chat = ChatRequest::parse(&body, call_headers.model.as_deref())?;
+    let model = models::resolve(app, &chat.call.options.model)?;
+    let (stream, include_usage) = (chat.stream, chat.include_usage);
+    let idempotency = call_headers.idempotency(&parts, &body);
+    let reply = match (call_headers.session, idempotency) {
+        (None, None) => call::generate(app, &caller.tenant, chat.call).await?,
+        (None, Some(idempotency)) => {
+            let session = Sessions::key_session(&caller.tenant.name, &idempotency.key);
+            let durable = DurableCall {
+                session,
+                history: History::Given,
+                create: true,
+                idempotency: Some(idempotency),
+                turn: ids::fresh_turn(),
+            };
+            call::submit(app, &caller.tenant, chat.call, durable, headers).await?
+        }
+        (Some(session), idempotency) => {
+            let session_key = SessionKey::api(&*caller.tenant.name, session.as_str());
+            headers.session = Some(session);
+            let turn = ids::fresh_turn();
+            let durable =
+                DurableCall { session: session_key, history: History::Session, create: true, idempotency, turn };
+            session_turn(app, caller, chat.call, durable, headers).await?
+        }
+    };
+    if stream {
+        let render = ChunkRender::new(reply.turn(), model, include_usage);
+        return Ok(sse::respond(app.clone(), reply, render));
+    }
+    whole(reply).await
+}
+
+/// The last user message is the turn; everything else is the session's own, but for the system prompt of a new one.
+async fn session_turn(
+    app: &App,
+    caller: &Caller,
+    mut call: Call,
+    durable: DurableCall,
+    headers: &mut TurnHeaders,
+) -> Result<Reply, ApiError> {
+    let prompt = call::split_system(&mut call.input);
+    let last = call.input.into_iter().rev().find(|item: &Item| item.role == Role::User);
+    call.input = vec![last.ok_or_else(|| call::no_user_message("messages"))?];
+    if let Some(prompt) = prompt {
+        call::open_with_prompt(app, &durable.session, prompt).await?;
+    }
+    call::submit(app, &caller.tenant, call, durable, headers).await
+}
+
+async fn whole(reply: Reply) -> Result<Response, ApiError> {
+    let turn = reply.turn();
+    Ok(completion(turn, &reply.outcome().await?)?.into_response())
+}

@@ -14,7 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parlance_cluster_protocol::{Offset, ShardId};
@@ -56,8 +56,9 @@ pub(super) struct Writer {
     batch_bytes: usize,
     buffer: Vec<u8>,
     places: Vec<(ShardId, Place)>,
+    /// Set if callers are to be told before their batch is synced; true inside while one is not.
     #[cfg(feature = "planted-bugs")]
-    ack_before_fsync: bool,
+    sync_late: Option<bool>,
     /// Dropped last: the directory is ours until the last batch is written.
     _lock: Arc<Lock>,
 }
@@ -83,7 +84,9 @@ impl Writer {
             buffer: Vec::new(),
             places: Vec::new(),
             #[cfg(feature = "planted-bugs")]
-            ack_before_fsync: std::env::var("PARLANCE_PLANTED_BUG").is_ok_and(|bug| bug == "ack-before-fsync"),
+            sync_late: std::env::var("PARLANCE_PLANTED_BUG")
+                .is_ok_and(|bug| bug == "ack-before-fsync")
+                .then_some(false),
             _lock: lock,
         }
     }
@@ -190,13 +193,14 @@ impl Writer {
         format::finish_batch(start, places.len() as u32, buffer);
     }
 
-    fn write_and_sync(&mut self) -> io::Result<std::time::Duration> {
+    fn write_and_sync(&mut self) -> io::Result<Duration> {
         #[cfg(feature = "planted-bugs")]
-        if self.ack_before_fsync {
-            // The batch before is synced only now, long after its callers were told.
-            self.active.file.sync_data()?;
+        if let Some(unsynced) = &mut self.sync_late {
+            if std::mem::replace(unsynced, true) {
+                self.active.file.sync_data()?;
+            }
             self.active.file.write_all_at(&self.buffer, self.at as u64)?;
-            return Ok(std::time::Duration::ZERO);
+            return Ok(Duration::ZERO);
         }
         self.active.file.write_all_at(&self.buffer, self.at as u64)?;
         let begun = Instant::now();

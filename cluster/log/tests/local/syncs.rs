@@ -22,6 +22,7 @@ fn one_caller_gets_one_sync_per_append() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figure is of interest; the test harness shows it with --nocapture")]
 fn many_callers_share_syncs() {
     let appends = 64 * 100;
     let syncs = fdatasyncs(&format!("concurrent:{appends}")) - fdatasyncs("concurrent:0");

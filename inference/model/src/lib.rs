@@ -1,1 +1,25 @@
-//! parlance-inference-model
+//! Llama-architecture models read from GGUF files and run by burn: weights, tokenizer, chat template, forward pass.
+//!
+//! [`load`] turns a file into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot operations have one
+//! door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
+
+mod codec;
+mod config;
+mod device;
+mod error;
+mod gguf;
+mod kernels;
+mod kv;
+mod llama;
+mod load;
+mod ops;
+mod rope;
+mod template;
+mod tokenizer;
+mod weights;
+
+pub use codec::ChatCodec;
+pub use device::DeviceChoice;
+pub use error::ModelError;
+pub use llama::LlamaModel;
+pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};

@@ -1,0 +1,110 @@
+//! Turns stored blocks into f32 values. The layouts are ggml's (`ggml-common.h`, `ggml-quants.c`); each value is computed
+//! with the same roundings as ggml's reference, so that every implementation works on the same weights.
+
+use half::{bf16, f16};
+
+use super::{GgmlType, TensorInfo};
+
+/// Writes the values of blocks `first_block..` of `tensor` to `values`, as many as it holds.
+///
+/// # Panics
+///
+/// If `values` is not a whole number of blocks within the tensor.
+pub(crate) fn dequantise(tensor: &TensorInfo<'_>, first_block: usize, values: &mut [f32]) {
+    let (block_values, block_bytes) = (tensor.kind.block_values(), tensor.kind.block_bytes());
+    assert_eq!(values.len() % block_values, 0, "whole blocks");
+    let begin = first_block * block_bytes;
+    let bytes = &tensor.data[begin..begin + values.len() / block_values * block_bytes];
+    let decode = match tensor.kind {
+        GgmlType::F32 => return each(bytes, values, |bytes: [u8; 4]| f32::from_le_bytes(bytes)),
+        GgmlType::F16 => return each(bytes, values, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32()),
+        GgmlType::Bf16 => return each(bytes, values, |bytes: [u8; 2]| bf16::from_le_bytes(bytes).to_f32()),
+        GgmlType::Q8_0 => q8_0,
+        GgmlType::Q4_0 => q4_0,
+        GgmlType::Q4_1 => q4_1,
+        GgmlType::Q4K => q4_k,
+        GgmlType::Q6K => q6_k,
+    };
+    for (block, values) in bytes.chunks_exact(block_bytes).zip(values.chunks_exact_mut(block_values)) {
+        decode(block, values);
+    }
+}
+
+fn each<const N: usize>(bytes: &[u8], values: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    for (chunk, value) in chunks.iter().zip(values) {
+        *value = decode(*chunk);
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// 32 values: a scale, then one signed byte each.
+fn q8_0(block: &[u8], values: &mut [f32]) {
+    let scale = half_at(block, 0);
+    for (value, &quant) in values.iter_mut().zip(&block[2..]) {
+        *value = f32::from(quant as i8) * scale;
+    }
+}
+
+/// 32 values: a scale, then four bits each around 8; low nibbles hold the first half.
+fn q4_0(block: &[u8], values: &mut [f32]) {
+    let scale = half_at(block, 0);
+    let (low, high) = values.split_at_mut(16);
+    for ((low, high), &pair) in low.iter_mut().zip(high).zip(&block[2..]) {
+        *low = (f32::from(pair & 15) - 8.0) * scale;
+        *high = (f32::from(pair >> 4) - 8.0) * scale;
+    }
+}
+
+/// 32 values: a scale and a minimum, then four bits each; low nibbles hold the first half.
+fn q4_1(block: &[u8], values: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let (low, high) = values.split_at_mut(16);
+    for ((low, high), &pair) in low.iter_mut().zip(high).zip(&block[4..]) {
+        *low = f32::from(pair & 15) * scale + minimum;
+        *high = f32::from(pair >> 4) * scale + minimum;
+    }
+}
+
+/// 256 values in eight groups of 32, each with a scale and a minimum of six bits under two common factors.
+fn q4_k(block: &[u8], values: &mut [f32]) {
+    let (factor, minimum_factor) = (half_at(block, 0), half_at(block, 2));
+    let (scales, quants) = (&block[4..16], &block[16..]);
+    for (group, values) in values.chunks_exact_mut(32).enumerate() {
+        let (scale, minimum) = q4_k_scale(scales, group);
+        let (scale, minimum) = (factor * f32::from(scale), minimum_factor * f32::from(minimum));
+        let pairs = &quants[group / 2 * 32..][..32];
+        for (value, &pair) in values.iter_mut().zip(pairs) {
+            let quant = if group % 2 == 0 { pair & 15 } else { pair >> 4 };
+            *value = scale * f32::from(quant) - minimum;
+        }
+    }
+}
+
+/// The six-bit scale and minimum of one group: the last four groups keep their upper two bits with the first four.
+fn q4_k_scale(scales: &[u8], group: usize) -> (u8, u8) {
+    if group < 4 {
+        (scales[group] & 63, scales[group + 4] & 63)
+    } else {
+        let low = scales[group + 4];
+        ((low & 15) | (scales[group - 4] >> 6 << 4), (low >> 4) | (scales[group] >> 6 << 4))
+    }
+}
+
+/// 256 values of six bits around 32 (four in `low`, two in `high`), in sixteen groups with a signed scale under a common factor.
+fn q6_k(block: &[u8], values: &mut [f32]) {
+    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let factor = half_at(block, 208);
+    for (at, value) in values.iter_mut().enumerate() {
+        // Each half of 128 values is four rows of 32: two rows share a nibble row, four share a row of bit pairs.
+        let (half, row, column) = (at / 128, at % 128 / 32, at % 32);
+        let nibbles = low[half * 64 + row % 2 * 32 + column];
+        let nibble = if row < 2 { nibbles & 15 } else { nibbles >> 4 };
+        let pair = high[half * 32 + column] >> (2 * row) & 3;
+        let quant = f32::from(nibble | pair << 4) - 32.0;
+        *value = factor * f32::from(scales[half * 8 + row * 2 + column / 16] as i8) * quant;
+    }
+}

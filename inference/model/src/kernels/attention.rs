@@ -1,0 +1,218 @@
+//! Attention of one query position over the keys and values of its sequence, in place in the cache.
+//!
+//! Keys lie in blocks of 32 positions, `[block][dimension][32]`, so that the scores of 32 positions are one chain each without sums
+//! across a vector; values lie one position after the other, `[position][dimension]`.
+
+use super::simd::{LANES, Lanes, exp, fma, sum, vectorised};
+
+/// Positions per block of keys. The length of a cache is a multiple of it.
+pub(crate) const KEY_BLOCK: usize = 2 * LANES;
+/// Dimensions of values that are summed side by side. The head dimension is a multiple of it.
+pub(crate) const VALUE_BLOCK: usize = 2 * LANES;
+/// Query heads that share one pass over the keys and values.
+const MAX_HEADS: usize = 4;
+
+/// The cache of one head of keys and values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadCache<'a> {
+    pub(crate) keys: &'a [f32],
+    pub(crate) values: &'a [f32],
+    pub(crate) dimension: usize,
+}
+
+/// Writes one position's key where [`attend`] looks for it.
+pub(crate) fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
+    let block = &mut keys[position / KEY_BLOCK * KEY_BLOCK * key.len()..][..KEY_BLOCK * key.len()];
+    for (slots, value) in block.chunks_exact_mut(KEY_BLOCK).zip(key) {
+        slots[position % KEY_BLOCK] = *value;
+    }
+}
+
+/// Attends from the query heads that share one head of the cache over its first `length` positions.
+///
+/// `queries` and `out` hold the heads one after the other; `scores` is working space.
+pub(crate) fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
+    let dimension = cache.dimension;
+    let stride = length.next_multiple_of(KEY_BLOCK);
+    scores.resize(MAX_HEADS * stride, 0.0);
+    let groups = queries.chunks(MAX_HEADS * dimension).zip(out.chunks_mut(MAX_HEADS * dimension));
+    for (queries, out) in groups {
+        attend_group(queries, cache, length, scores, out);
+    }
+}
+
+vectorised! {
+    fn attend_group(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut [f32], out: &mut [f32])
+        = attend_any
+}
+
+#[inline(always)]
+fn attend_any(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut [f32], out: &mut [f32]) {
+    match queries.len() / cache.dimension {
+        1 => attend_heads::<1>(queries, cache, length, scores, out),
+        2 => attend_heads::<2>(queries, cache, length, scores, out),
+        3 => attend_heads::<3>(queries, cache, length, scores, out),
+        _ => attend_heads::<MAX_HEADS>(queries, cache, length, scores, out),
+    }
+}
+
+#[inline(always)]
+fn attend_heads<const HEADS: usize>(
+    queries: &[f32],
+    cache: HeadCache<'_>,
+    length: usize,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let stride = length.next_multiple_of(KEY_BLOCK);
+    score::<HEADS>(queries, cache, stride, scores);
+    let scale = 1.0 / (cache.dimension as f32).sqrt();
+    for scores in scores.chunks_exact_mut(stride).take(HEADS) {
+        softmax(&mut scores[..length], scale);
+    }
+    weigh::<HEADS>(scores, stride, cache, length, out);
+}
+
+/// Writes the products of each query head with the keys, block by block.
+#[inline(always)]
+fn score<const HEADS: usize>(queries: &[f32], cache: HeadCache<'_>, stride: usize, scores: &mut [f32]) {
+    let queries: [&[f32]; HEADS] = std::array::from_fn(|head| &queries[head * cache.dimension..][..cache.dimension]);
+    let blocks = cache.keys.chunks_exact(KEY_BLOCK * cache.dimension);
+    for (block, keys) in blocks.take(stride / KEY_BLOCK).enumerate() {
+        let (vectors, _) = keys.as_chunks::<LANES>();
+        let (rows, _) = vectors.as_chunks::<2>();
+        let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
+        for (at, keys) in rows[..cache.dimension].iter().enumerate() {
+            for head in 0..HEADS {
+                let query = queries[head][at];
+                for half in 0..2 {
+                    sums[head][half] = fma(query, &keys[half], sums[head][half]);
+                }
+            }
+        }
+        for (head, sums) in sums.iter().enumerate() {
+            scores[head * stride + block * KEY_BLOCK..][..KEY_BLOCK].copy_from_slice(sums.as_flattened());
+        }
+    }
+}
+
+/// Turns scores into weights that sum to 1.
+#[inline(always)]
+fn softmax(scores: &mut [f32], scale: f32) {
+    let largest = largest(scores);
+    let (vectors, rest) = scores.as_chunks_mut::<LANES>();
+    let mut sums: Lanes = [0.0; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            vector[lane] = exp((vector[lane] - largest) * scale);
+            sums[lane] += vector[lane];
+        }
+    }
+    for (lane, score) in rest.iter_mut().enumerate() {
+        *score = exp((*score - largest) * scale);
+        sums[lane] += *score;
+    }
+    let factor = 1.0 / sum(sums);
+    for score in scores {
+        *score *= factor;
+    }
+}
+
+#[inline(always)]
+fn largest(scores: &[f32]) -> f32 {
+    let (vectors, rest) = scores.as_chunks::<LANES>();
+    let mut lanes: Lanes = [f32::NEG_INFINITY; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            lanes[lane] = lanes[lane].max(vector[lane]);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, score| largest.max(*score))
+}
+
+/// Sums the values by the weights in `scores`, position after position.
+#[inline(always)]
+fn weigh<const HEADS: usize>(scores: &[f32], stride: usize, cache: HeadCache<'_>, length: usize, out: &mut [f32]) {
+    let weights: [&[f32]; HEADS] = std::array::from_fn(|head| &scores[head * stride..][..length]);
+    for begin in (0..cache.dimension).step_by(VALUE_BLOCK) {
+        let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
+        for (position, values) in cache.values.chunks_exact(cache.dimension).take(length).enumerate() {
+            let (vectors, _) = values[begin..begin + VALUE_BLOCK].as_chunks::<LANES>();
+            for head in 0..HEADS {
+                let weight = weights[head][position];
+                for half in 0..2 {
+                    sums[head][half] = fma(weight, &vectors[half], sums[head][half]);
+                }
+            }
+        }
+        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(cache.dimension)) {
+            out[begin..begin + VALUE_BLOCK].copy_from_slice(sums.as_flattened());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIMENSION: usize = 64;
+    const LENGTH: usize = 96;
+
+    fn values(count: usize, seed: f32) -> Vec<f32> {
+        (0..count).map(|at| ((at as f32 + seed) * 78.233).sin() * 2.0).collect()
+    }
+
+    fn packed_keys(keys: &[f32]) -> Vec<f32> {
+        // What lies beyond the length must not matter.
+        let mut packed = vec![f32::NAN; LENGTH * DIMENSION];
+        for (position, key) in keys.chunks_exact(DIMENSION).enumerate() {
+            write_key(&mut packed, position, key);
+        }
+        packed
+    }
+
+    fn reference(query: &[f32], keys: &[f32], values: &[f32], length: usize) -> Vec<f64> {
+        let dot = |key: &[f32]| query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() / 8.0;
+        let scores: Vec<f64> = keys.chunks_exact(DIMENSION).take(length).map(dot).collect();
+        let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let weighted = |at: usize| {
+            weights.iter().zip(values.chunks_exact(DIMENSION)).map(|(w, v)| w * f64::from(v[at])).sum::<f64>() / total
+        };
+        (0..DIMENSION).map(weighted).collect()
+    }
+
+    #[test]
+    fn agrees_with_the_definition_at_every_length_and_group() {
+        let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
+        for heads in 1..=9 {
+            let queries = values(heads * DIMENSION, heads as f32);
+            for length in [1, 2, 15, 16, 17, 31, 32, 33, 95, 96] {
+                let packed = packed_keys(&keys[..length * DIMENSION]);
+                let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION };
+                let mut out = vec![0.0; heads * DIMENSION];
+                attend(&queries, cache, length, &mut Vec::new(), &mut out);
+                for (query, out) in queries.chunks_exact(DIMENSION).zip(out.chunks_exact(DIMENSION)) {
+                    for (found, exact) in out.iter().zip(reference(query, &keys, &stored, length)) {
+                        assert!((f64::from(*found) - exact).abs() < 5e-6, "{heads} heads, length {length}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_does_not_depend_on_its_neighbours() {
+        let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
+        let packed = packed_keys(&keys);
+        let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION };
+        let queries = values(7 * DIMENSION, 3.0);
+        let (mut together, mut alone) = (vec![0.0; 7 * DIMENSION], vec![0.0; 7 * DIMENSION]);
+        attend(&queries, cache, 50, &mut Vec::new(), &mut together);
+        for (query, out) in queries.chunks_exact(DIMENSION).zip(alone.chunks_exact_mut(DIMENSION)) {
+            attend(query, cache, 50, &mut Vec::new(), out);
+        }
+        assert_eq!(together, alone);
+    }
+}

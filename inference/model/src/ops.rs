@@ -1,0 +1,123 @@
+//! The one door between burn's tensors and the kernels: each operation takes its tensors apart to slices, through burn's
+//! `extension` feature, and wraps what the kernel computed.
+//!
+//! Everything else that the forward pass does (additions, row selection) is burn's own.
+
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::{Flex, FlexTensor};
+use parlance_inference_engine::TokenId;
+use rayon::prelude::*;
+
+use crate::{
+    config::LlamaConfig,
+    kernels::{attention, elementwise, linear},
+    kv::{HeadPlace, KvCache},
+    rope::Rope,
+};
+
+/// The weights of a linear map, packed for the kernel. `packed` has the shape `[panels, inputs, panel]`.
+#[derive(Debug)]
+pub(crate) struct Weight {
+    packed: Tensor<3>,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Weight {
+    /// Wraps weights in the layout of [`linear`].
+    pub(crate) fn new(packed: Vec<f32>, inputs: usize, outputs: usize) -> Self {
+        let shape = [outputs.div_ceil(linear::PANEL), inputs, linear::PANEL];
+        let packed = FlexTensor::from_data(TensorData::new(packed, shape));
+        Self { packed: Tensor::from_primitive::<Flex>(packed), inputs, outputs }
+    }
+}
+
+/// Where a row of a step stands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) lane: usize,
+    pub(crate) position: usize,
+}
+
+/// The rows of `table` for `tokens`: `[tokens, inputs]`.
+pub(crate) fn embed(table: &Weight, tokens: &[TokenId]) -> Tensor<2> {
+    let packed = primitive(table.packed.clone());
+    let mut rows = vec![0.0; tokens.len() * table.inputs];
+    rows.par_chunks_exact_mut(table.inputs)
+        .with_min_len(16)
+        .zip(tokens)
+        .for_each(|(row, &token)| linear::unpack_row(values(&packed), token as usize, row));
+    wrap(rows, table.inputs)
+}
+
+/// Root-mean-square norm of every row, times `weight`.
+pub(crate) fn rms_norm(x: Tensor<2>, weight: &[f32], epsilon: f32) -> Tensor<2> {
+    wrap(elementwise::rms_norm(values(&primitive(x)), weight, epsilon), weight.len())
+}
+
+/// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`.
+pub(crate) fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
+    let packed = primitive(weight.packed.clone());
+    wrap(linear::linear(values(&primitive(x)), values(&packed), weight.inputs, weight.outputs), weight.outputs)
+}
+
+/// `silu(gate) · up` of rows that hold both side by side: `[rows, 2 · width]` to `[rows, width]`.
+pub(crate) fn swiglu(gate_up: Tensor<2>, width: usize) -> Tensor<2> {
+    wrap(elementwise::swiglu(values(&primitive(gate_up)), width), width)
+}
+
+/// Causal attention of every row over its own lane, whose keys and values are first completed by the rows' own.
+///
+/// `qkv` holds queries, keys and values side by side; `places` says where each row stands. Rows of one lane are in order.
+pub(crate) fn attention(
+    qkv: Tensor<2>,
+    places: &[Place],
+    layer: usize,
+    config: &LlamaConfig,
+    rope: &Rope,
+    cache: &mut KvCache,
+) -> Tensor<2> {
+    let mut qkv = primitive(qkv);
+    let qkv: &mut [f32] = qkv.storage_mut();
+    let (turned, keys) = ((config.heads + config.kv_heads) * config.head, config.heads * config.head);
+    qkv.par_chunks_exact_mut(config.qkv_width())
+        .with_min_len(16)
+        .zip(places)
+        .for_each(|(row, place)| rope.turn(place.position, &mut row[..turned]));
+    for (row, place) in qkv.chunks_exact(config.qkv_width()).zip(places) {
+        let (new_keys, new_values) = row[keys..].split_at(config.kv_heads * config.head);
+        let heads = new_keys.chunks_exact(config.head).zip(new_values.chunks_exact(config.head));
+        for (head, (key, value)) in heads.enumerate() {
+            cache.write(HeadPlace { lane: place.lane, layer, head }, place.position, key, value);
+        }
+    }
+    wrap(attend(qkv, places, layer, config, cache), keys)
+}
+
+/// One task per row and head of the cache; both together are one stretch of the output.
+fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache) -> Vec<f32> {
+    let group = config.group() * config.head;
+    let mut out = vec![0.0; places.len() * config.heads * config.head];
+    out.par_chunks_exact_mut(group).enumerate().for_each_init(Vec::new, |scores, (task, out)| {
+        let (row, head) = (task / config.kv_heads, task % config.kv_heads);
+        let Place { lane, position } = places[row];
+        let queries = &qkv[row * config.qkv_width() + head * group..][..group];
+        let head = cache.head(HeadPlace { lane, layer, head });
+        attention::attend(queries, head, position + 1, scores, out);
+    });
+    out
+}
+
+/// The backend's own tensor. All tensors here were made by [`wrap`] or by burn from such ones, so they are the CPU's.
+fn primitive<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    tensor.try_into_primitive::<Flex>().expect("every tensor of the model is on burn-flex")
+}
+
+fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("rows made or selected as a whole are contiguous f32")
+}
+
+fn wrap(values: Vec<f32>, width: usize) -> Tensor<2> {
+    let shape = [values.len() / width, width];
+    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, shape)))
+}

@@ -1,0 +1,159 @@
+//! Reads the tensors of a model into packed f32 weights.
+
+use std::{collections::HashSet, sync::Mutex};
+
+use rayon::prelude::*;
+
+use crate::{
+    ModelError,
+    config::LlamaConfig,
+    gguf::{Gguf, TensorInfo, dequantise},
+    kernels::linear::{PANEL, pack, packed_len},
+    ops::Weight,
+};
+
+/// All weights of a model.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: Weight,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) output_norm: Vec<f32>,
+    /// The map to logits, where it is not the embedding.
+    output: Option<Weight>,
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    pub(crate) attention_norm: Vec<f32>,
+    /// Queries, keys and values in one product.
+    pub(crate) qkv: Weight,
+    pub(crate) attention_output: Weight,
+    pub(crate) feed_forward_norm: Vec<f32>,
+    /// Gate and up in one product.
+    pub(crate) gate_up: Weight,
+    pub(crate) down: Weight,
+}
+
+impl Weights {
+    /// Reads all tensors; `progress` hears the bytes of the file that are done.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if a tensor is missing, has another shape, or belongs to nothing that would be computed.
+    pub(crate) fn read(
+        gguf: &Gguf<'_>,
+        config: &LlamaConfig,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        let reader = WeightReader { gguf, progress, state: Mutex::default() };
+        let hidden = config.hidden;
+        let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
+        let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
+        let output_norm = reader.vector("output_norm.weight", hidden)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => Some(reader.matrix(&[("output.weight", config.vocabulary)], hidden)?),
+            None => None,
+        };
+        reader.check_that_all_were_read()?;
+        Ok(Self { embedding, layers, output_norm, output })
+    }
+
+    /// The map to logits.
+    pub(crate) fn output(&self) -> &Weight {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+fn read_layer(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> Result<LayerWeights, ModelError> {
+    let name = |part: &str| format!("blk.{layer}.{part}.weight");
+    let (queries, keys) = (config.heads * config.head, config.kv_heads * config.head);
+    let (hidden, wide) = (config.hidden, config.feed_forward);
+    let qkv = [(&*name("attn_q"), queries), (&*name("attn_k"), keys), (&*name("attn_v"), keys)];
+    Ok(LayerWeights {
+        attention_norm: reader.vector(&name("attn_norm"), hidden)?,
+        qkv: reader.matrix(&qkv, hidden)?,
+        attention_output: reader.matrix(&[(&name("attn_output"), hidden)], queries)?,
+        feed_forward_norm: reader.vector(&name("ffn_norm"), hidden)?,
+        gate_up: reader.matrix(&[(&name("ffn_gate"), wide), (&name("ffn_up"), wide)], hidden)?,
+        down: reader.matrix(&[(&name("ffn_down"), hidden)], wide)?,
+    })
+}
+
+struct WeightReader<'a> {
+    gguf: &'a Gguf<'a>,
+    progress: &'a (dyn Fn(u64) + Sync),
+    state: Mutex<ReadSoFar>,
+}
+
+#[derive(Default)]
+struct ReadSoFar {
+    names: HashSet<String>,
+    bytes: u64,
+}
+
+impl<'a> WeightReader<'a> {
+    /// A tensor of one dimension.
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensor(name, &[length])?;
+        let mut values = vec![0.0; length];
+        dequantise(tensor, 0, &mut values);
+        self.done(tensor);
+        Ok(values)
+    }
+
+    /// Several matrices over the same inputs as one, their outputs in order.
+    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weight, ModelError> {
+        let tensors = parts.iter().map(|&(name, outputs)| self.tensor(name, &[inputs, outputs]));
+        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let rows: Vec<_> =
+            tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row))).collect();
+        let mut packed = vec![0.0; packed_len(outputs, inputs)];
+        let panels = packed.par_chunks_exact_mut(PANEL * inputs).zip(rows.par_chunks(PANEL));
+        panels.for_each_init(
+            || vec![0.0; PANEL * inputs],
+            |values, (panel, rows)| {
+                for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
+                    dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
+                }
+                pack(&values[..rows.len() * inputs], inputs, panel);
+            },
+        );
+        tensors.into_iter().for_each(|tensor| self.done(tensor));
+        Ok(Weight::new(packed, inputs, outputs))
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<&'a TensorInfo<'a>, ModelError> {
+        let metadata = &self.gguf.metadata;
+        let Some(tensor) = self.gguf.tensor(name) else {
+            return Err(metadata.inconsistent(format!("the tensor {name:?} is missing")));
+        };
+        if tensor.shape != shape {
+            let problem = format!("the tensor {name:?} has the shape {:?}, not {shape:?}", tensor.shape);
+            return Err(metadata.inconsistent(problem));
+        }
+        Ok(tensor)
+    }
+
+    fn done(&self, tensor: &TensorInfo<'_>) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.names.insert(tensor.name.to_owned());
+        state.bytes += tensor.data.len() as u64;
+        (self.progress)(state.bytes);
+    }
+
+    /// A tensor that nothing read (a bias, a rope factor) would change what the model computes.
+    fn check_that_all_were_read(&self) -> Result<(), ModelError> {
+        let state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut left: Vec<_> = self.gguf.tensor_names().filter(|name| !state.names.contains(*name)).collect();
+        left.sort_unstable();
+        match left.first() {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("the tensor {name:?} ({} such tensors)", left.len());
+                Err(self.gguf.metadata.unsupported(what, "the tensors of plain Llama models"))
+            }
+        }
+    }
+}

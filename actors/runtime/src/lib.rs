@@ -13,6 +13,8 @@ pub mod metrics;
 mod model_worker;
 mod models;
 mod node;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod session;
 mod sessions;
 mod shard;

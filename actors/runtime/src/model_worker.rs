@@ -13,7 +13,7 @@ use crate::models::Models;
 
 /// Loads a model, down to its warm-up. Runs on a thread that may block; the reason of a failure is for the operator.
 /// The argument takes the progress in per cent.
-pub type LoadModel = Arc<dyn Fn(&dyn Fn(u8)) -> Result<Arc<dyn Replica>, String> + Send + Sync>;
+pub type LoadModel = Arc<dyn Fn(&(dyn Fn(u8) + Sync)) -> Result<Arc<dyn Replica>, String> + Send + Sync>;
 
 /// A model that the node serves.
 #[derive(Clone)]

@@ -3,6 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use parlance_actors_dialogue::{self as dialogue, Answer, Effect, Joined, RequestId, Tag};
+#[cfg(feature = "planted-bugs")]
+use parlance_cluster_protocol::SessionEvent;
 use parlance_cluster_protocol::{SessionRecord, TurnId};
 
 use super::{BoundKey, OpenStream, SessionMessage, SessionState, Waiting, stream};
@@ -26,7 +28,13 @@ impl SessionState {
         }
     }
 
-    fn propose(&self, tag: Tag, record: SessionRecord) {
+    fn propose(&mut self, tag: Tag, record: SessionRecord) {
+        #[cfg(feature = "planted-bugs")]
+        if crate::planted::acks_before_append()
+            && let SessionEvent::TurnAccepted(accepted) = &record.event
+        {
+            self.acknowledge_too_early(accepted.turn);
+        }
         let message = ShardMessage::Append {
             from: self.myself.get_id(),
             session: self.session.clone(),
@@ -35,6 +43,15 @@ impl SessionState {
         };
         // A shard that is stopping takes its sessions along.
         let _stopping = self.shard.cast(message);
+    }
+
+    /// Answers the request that waits for this turn, as if its record were in the log.
+    #[cfg(feature = "planted-bugs")]
+    fn acknowledge_too_early(&mut self, turn: TurnId) {
+        let submits = self.waiting.iter().filter(|(_, waiting)| matches!(waiting, Waiting::Submit { .. }));
+        if let Some(request) = submits.map(|(request, _)| *request).max() {
+            self.on_accepted(request, turn);
+        }
     }
 
     /// The text of an open turn, from here on kept until the turn ends.

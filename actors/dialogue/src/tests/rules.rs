@@ -94,6 +94,7 @@ fn a_deadline_does_not_end_a_turn_whose_reply_is_in_flight() {
     world.model_starts("a");
     world.model_finishes();
     assert_eq!(world.advance_time(120_000), []);
+    world.lose(0);
     assert_eq!(endings(&world.commit_all()), [(1, "Stop".into())]);
 }
 
@@ -201,6 +202,10 @@ fn time_never_runs_backwards_in_the_record() {
     world.converse(1, "hi");
     world.now -= 10_000;
     world.converse(2, "hi again");
+    world.now -= 10_000;
+    let last = world.log.len();
+    world.crash(0, last, last);
+    world.converse(3, "hi once more");
     let times: Vec<_> = world.log.iter().map(|record| record.at.0).collect();
     assert!(times.is_sorted() && times[0] == START, "{times:?}");
 }

@@ -31,27 +31,28 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let key = proptest::option::of(0..4u8);
-    let retry = proptest::option::of(0..2_000u64);
+    let retry = proptest::option::weighted(0.8, 0..2_000u64);
     prop_oneof![
-        12 => (key, 0..2u8, prop::bool::weighted(0.1), 1..90u64)
+        40 => (key, 0..2u8, prop::bool::weighted(0.1), 1..900u64)
             .prop_map(|(key, body, given, seconds)| Action::Submit { key, body, given, seconds }),
-        3 => Just(Action::Regenerate),
-        3 => proptest::option::of(0..40u8).prop_map(|which| Action::Stop { which }),
-        1 => Just(Action::Open),
-        1 => Just(Action::Update),
-        2 => Just(Action::AddItems),
+        10 => Just(Action::Regenerate),
+        5 => proptest::option::of(0..40u8).prop_map(|which| Action::Stop { which }),
+        2 => Just(Action::Open),
+        4 => Just(Action::Update),
+        4 => Just(Action::AddItems),
         1 => Just(Action::Delete),
-        1 => (0..2u8).prop_map(|body| Action::Bind { body }),
-        16 => (1..4usize).prop_map(|count| Action::Commit { count }),
-        2 => (0..4usize).prop_map(|kept| Action::Lose { kept }),
-        8 => prop_oneof![3 => Just("a"), 1 => Just("b")].prop_map(|name| Action::ModelStarts { name }),
-        10 => (0..90usize).prop_map(|count| Action::ModelSays { count }),
-        6 => Just(Action::ModelFinishes),
-        2 => retry.prop_map(|retry_after_ms| Action::ModelFails { retry_after_ms }),
-        5 => prop_oneof![8 => 1..1_000u64, 2 => 1_000..100_000u64, 1 => Just(DEDUPE_TTL_MS)]
+        3 => (0..2u8).prop_map(|body| Action::Bind { body }),
+        100 => (1..4usize).prop_map(|count| Action::Commit { count }),
+        8 => (0..4usize).prop_map(|kept| Action::Lose { kept }),
+        60 => prop_oneof![3 => Just("a"), 1 => Just("b")].prop_map(|name| Action::ModelStarts { name }),
+        60 => prop_oneof![1..10usize, 30..100usize].prop_map(|count| Action::ModelSays { count }),
+        20 => Just(Action::ModelFinishes),
+        8 => retry.prop_map(|retry_after_ms| Action::ModelFails { retry_after_ms }),
+        20 => prop_oneof![16 => 1..1_000u64, 3 => 1_000..100_000u64, 1 => Just(DEDUPE_TTL_MS)]
             .prop_map(|ms| Action::TimePasses { ms }),
-        1 => (1..5_000u64).prop_map(|ms| Action::ClockGoesBack { ms }),
-        4 => (0..4usize, 0..100usize, 0..100usize).prop_map(|(kept, state, rows)| Action::Crash { kept, state, rows }),
+        3 => (1..5_000u64).prop_map(|ms| Action::ClockGoesBack { ms }),
+        16 => (0..4usize, 0..=100usize, 0..=100usize)
+            .prop_map(|(kept, state, rows)| Action::Crash { kept, state, rows }),
     ]
 }
 
@@ -221,12 +222,12 @@ fn limits(small: bool) -> Limits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
 
     #[test]
     fn every_promise_holds_in_every_sequence(
         small in any::<bool>(),
-        actions in proptest::collection::vec(action(), 1..80),
+        actions in proptest::collection::vec(action(), 1..120),
     ) {
         let mut world = World::with(limits(small));
         for (id, action) in actions.into_iter().enumerate() {
@@ -250,7 +251,7 @@ fn random_sequences_reach_every_kind_of_effect_and_record() {
     let (mut effects, mut records) = (Vec::new(), std::collections::BTreeSet::new());
     for _ in 0..300 {
         let actions =
-            proptest::collection::vec(action(), 60).new_tree(&mut runner).expect("a strategy without filters");
+            proptest::collection::vec(action(), 100).new_tree(&mut runner).expect("a strategy without filters");
         let mut world = World::new();
         for (id, action) in actions.current().into_iter().enumerate() {
             perform(&mut world, action, id as u128);

@@ -28,6 +28,8 @@ pub(super) struct World {
     pub(super) running: Option<GenerationOrder>,
     /// How far the model is with it, and as which model it answers.
     said: Option<(usize, ModelTag)>,
+    /// Every attempt that ever ran.
+    ran: BTreeSet<(TurnId, u32)>,
     unanswered: BTreeSet<RequestId>,
     next_request: u64,
     last_tag: Option<Tag>,
@@ -52,6 +54,7 @@ impl World {
             in_flight: VecDeque::new(),
             running: None,
             said: None,
+            ran: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             next_request: 0,
             last_tag: None,
@@ -149,6 +152,7 @@ impl World {
         assert_eq!(first_open, Some(order.turn), "turns are answered in the order of their acceptance");
         assert_eq!(order.attempt, self.recorded_attempt(order.turn), "an attempt is recorded before it runs");
         assert!(order.attempt <= self.limits.attempts);
+        assert!(self.ran.insert((order.turn, order.attempt)), "an attempt runs once");
         if let Some(model) = &order.forced_model {
             assert_eq!(order.forced, tokens_of(model, order.turn, order.forced.len()), "recorded tokens have no gap");
         }

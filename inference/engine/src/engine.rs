@@ -198,7 +198,11 @@ impl EngineThread {
                     Ok(job) => self.scheduler.submit(job),
                     Err(_) => return,
                 },
-                Step::Idle | Step::Dead => return,
+                Step::Idle => return,
+                Step::Dead => {
+                    self.take_jobs();
+                    return self.scheduler.end_all();
+                }
             }
         }
     }

@@ -50,6 +50,14 @@ impl TokenModel for FakeModel {
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
         logits.clear();
         self.steps.push(inputs.iter().map(|input| (input.lane, input.tokens.len())).collect());
+        let faults = [MAKES_PANIC, MAKES_ERROR, MAKES_STOP];
+        if let Some(fault) = faults.into_iter().find(|fault| inputs.iter().any(|input| input.tokens.contains(fault))) {
+            // A model that failed may have written anywhere.
+            self.lanes.iter_mut().flatten().for_each(|token| *token += 1);
+            assert!(fault != MAKES_PANIC, "asked to panic");
+            let message = "asked to fail".to_owned();
+            return Err(if fault == MAKES_STOP { EngineError::Stopped } else { EngineError::ModelFailed(message) });
+        }
         let mut used = vec![false; self.lanes.len()];
         for input in inputs {
             assert!(!std::mem::replace(&mut used[input.lane], true), "lane {} twice in a step", input.lane);
@@ -59,13 +67,6 @@ impl TokenModel for FakeModel {
             cache.truncate(input.start);
             cache.extend_from_slice(input.tokens);
             assert!(cache.len() <= self.context, "beyond the context");
-            assert!(!input.tokens.contains(&MAKES_PANIC), "asked to panic");
-            if input.tokens.contains(&MAKES_ERROR) {
-                return Err(EngineError::ModelFailed("asked to fail".into()));
-            }
-            if input.tokens.contains(&MAKES_STOP) {
-                return Err(EngineError::Stopped);
-            }
             if input.want_logits {
                 logits.extend(row(cache));
             }

@@ -218,6 +218,7 @@ impl Scheduler {
             return reply.fail(EngineError::Stopped);
         };
         reply.begin(reused.min(prompt) as u32);
+        self.queue.charge(&request.tenant, tokens.len() - reused, 0);
         let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
         request.forced.iter().for_each(|&id| seen.add(id));
         self.running.push(Running {
@@ -279,7 +280,6 @@ impl Scheduler {
         let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
             running.computed += running.planned;
-            self.queue.charge(&running.tenant, running.planned, 0);
             if running.pending() > 0 {
                 continue;
             }
@@ -324,7 +324,8 @@ impl Scheduler {
         }
     }
 
-    fn end_all(&mut self) {
+    /// Tells every request that the engine has stopped.
+    pub(crate) fn end_all(&mut self) {
         for job in self.queue.take(|_| true) {
             self.reply(job).0.fail(EngineError::Stopped);
         }

@@ -105,6 +105,16 @@ fn the_best_token_weighs_one_and_the_hopeless_nothing() {
 }
 
 #[test]
+fn equal_logits_rank_by_id_and_the_two_zeros_are_equal() {
+    for row in [[-0.0f32, 0.0], [0.0, -0.0], [1.5, 1.5]] {
+        for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 0.5)] {
+            let sampling = Sampling { temperature, top_k, top_p, ..Sampling::default() };
+            assert!((0..20).all(|position| choose(&row, &sampling, &[], &[], position) == 0), "{row:?} {sampling:?}");
+        }
+    }
+}
+
+#[test]
 fn a_row_that_is_not_finite_is_refused() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for temperature in [0.0, 1.0] {

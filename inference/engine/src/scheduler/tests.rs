@@ -64,7 +64,7 @@ impl Harness {
         let mut held: Vec<_> = self.scheduler.running.iter().map(|running| running.lane).collect();
         held.sort_unstable();
         assert_eq!(held, self.scheduler.lanes.running().collect::<Vec<_>>(), "lanes leak");
-        assert_eq!(self.load.now().running, held.len());
+        assert_eq!((self.load.now().running, self.scheduler.queue.running()), (held.len(), held.len()));
         if let Some(last) = self.model.steps.last() {
             let decoding = last.iter().filter(|(_, tokens)| *tokens == 1).count();
             let tokens: usize = last.iter().map(|(_, tokens)| tokens).sum();
@@ -273,6 +273,10 @@ fn a_logit_that_is_not_finite_fails_its_own_request() {
     harness.run();
     assert!(matches!(poisoned.heard().end, Some(Err(EngineError::ModelFailed(m))) if m.contains("not finite")));
     assert_eq!(ear.heard().essence(), expected(&neighbour, CONTEXT).essence());
+    // Nothing is built on the cache that the bad number came from.
+    let (next, _) = harness.submit(GenerateRequest { affinity: 3, ..request(vec![1, 2, 3], 5) });
+    harness.run();
+    assert_eq!(next.heard().cached(), 0);
 }
 
 #[test]
@@ -312,6 +316,31 @@ fn tenants_share_the_lanes() {
     }
     let served = flood.iter().filter(|ear| ear.heard().end.is_some()).count();
     assert!(served <= 2, "the light tenant waited for {served} of the flood");
+}
+
+#[test]
+fn two_backlogged_tenants_get_equally_many_tokens() {
+    let mut harness = Harness::new(2, options(16, 8));
+    let prompts = [("long", 90), ("short", 9)];
+    let mut ears = Vec::new();
+    for (tenant, length) in prompts {
+        ears.extend((0..400).map(|n| {
+            let asked = GenerateRequest { tenant: tenant.into(), ..request(prompt(n, length), 3) };
+            (tenant, length, harness.submit(asked).0)
+        }));
+    }
+    for step in 0..1000 {
+        assert_eq!(harness.step(), Step::Worked);
+        let [long, short] = ["long", "short"].map(|tenant| harness.scheduler.queue.counter(tenant));
+        assert!(long.abs_diff(short) <= 200, "step {step}: {long} against {short}");
+    }
+    let served = |name: &str| -> usize {
+        let ended = ears.iter().filter(|(tenant, _, ear)| *tenant == name && ear.heard().end.is_some());
+        ended.map(|(_, length, ear)| length + 2 * ear.heard().ids.len()).sum()
+    };
+    let (long, short) = (served("long"), served("short"));
+    assert!(long.abs_diff(short) < long / 10, "{long} against {short}");
+    assert!(ears.iter().any(|(tenant, _, ear)| *tenant == "short" && ear.heard().end.is_none()), "no backlog was left");
 }
 
 #[test]

@@ -7,8 +7,10 @@ mod config;
 mod failure;
 mod logs;
 mod models;
+mod node;
 mod output;
 mod platform;
+mod secret;
 mod tls;
 
 use std::process::ExitCode;

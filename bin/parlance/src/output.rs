@@ -1,7 +1,7 @@
 //! The one place that writes to the terminal. Everything else that is told goes through `tracing`.
 #![expect(clippy::print_stderr, reason = "this module is the binary's own output")]
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
@@ -26,6 +26,13 @@ pub(crate) fn json(value: &impl Serialize) {
 /// Writes a note for the person at the terminal to stderr.
 pub(crate) fn note(text: impl std::fmt::Display) {
     eprintln!("{text}");
+}
+
+/// Writes a note that only a person wants: not into the log of a service.
+pub(crate) fn greet(text: impl std::fmt::Display) {
+    if io::stderr().is_terminal() {
+        note(text);
+    }
 }
 
 /// Writes why a command failed to stderr, one line for each thing that is wrong.

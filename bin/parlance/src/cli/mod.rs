@@ -1,9 +1,12 @@
 //! The command line: one file per command.
 
 mod cert;
+mod chat;
 mod completions;
 mod config;
 mod model;
+mod session;
+mod status;
 mod up;
 
 use std::process::ExitCode;
@@ -24,8 +27,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Up),
+    Chat(chat::Chat),
     #[command(subcommand)]
     Model(model::Model),
+    #[command(subcommand)]
+    Session(session::Session),
+    Status(status::Status),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     #[command(subcommand)]
@@ -49,7 +56,10 @@ pub(crate) fn run() -> ExitCode {
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(up) => up.run(),
+        Command::Chat(chat) => chat.run(),
         Command::Model(model) => model.run(),
+        Command::Session(session) => session.run(),
+        Command::Status(status) => status.run(),
         Command::Config(config) => config.run(),
         Command::Cert(cert) => cert.run(),
         Command::Completions(completions) => completions.run(),

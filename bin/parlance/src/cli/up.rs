@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, Overrides},
     failure::Failure,
-    logs,
+    logs, node,
 };
 
 /// Start a node
@@ -22,7 +22,6 @@ impl Up {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = Config::load(&self.overrides)?;
         logs::start(&self.log_level)?;
-        drop(config);
-        Ok(())
+        node::run(&config)
     }
 }

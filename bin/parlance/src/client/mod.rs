@@ -1,5 +1,13 @@
 //! The client side of the public API, for the commands that talk to a node.
 
+mod api;
+mod regenerate;
+mod sse;
+mod turn;
+
+pub(crate) use api::{Api, Remote};
+pub(crate) use turn::{Answer, TurnEnd, Watcher, answer, regenerate};
+
 use crate::{
     failure::{Failure, chain},
     tls,

@@ -8,6 +8,9 @@ use std::{
     time::Duration,
 };
 
+use parlance_actors_ingress::IngressLimits;
+use parlance_actors_runtime::Limits;
+
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
     layers::{Layers, Origin, Raw, Setting},
@@ -28,6 +31,12 @@ const MANY: i64 = 100_000_000;
 
 /// A day: nothing that a limit times is left to take longer.
 const DAY_S: i64 = 24 * 60 * 60;
+
+/// Below, no chat fits; above, one request is a burden to the node.
+const BODY_BYTES: RangeInclusive<i64> = 1_024..=256 * 1024 * 1024;
+
+/// Below, hyper cannot read a request; above, headers are an attack.
+const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1024 * 1024;
 
 /// Keys of parts that this version does not have, with what to do instead of setting them.
 const ABSENT: &[(&str, &str)] = &[
@@ -70,13 +79,26 @@ impl Reader {
         let models = self.models();
         let limits = self.limits();
         let api_key_file = self.text("auth.api_key_file").map(PathBuf::from);
+        let cors_origins = self.list("auth.cors_origins");
         let tls = self.tls();
         if let Some(listen) = listen {
             self.refuse_open_door(listen, api_key_file.is_some(), tls.is_some(), insecure);
         }
         let origins = self.origins();
         let (listen, data, model_dir) = (listen?, data?, model_dir?);
-        Some(Config { listen, data, model_dir, node, log_shards, models, limits, api_key_file, tls, origins })
+        Some(Config {
+            listen,
+            data,
+            model_dir,
+            node,
+            log_shards,
+            models,
+            limits,
+            api_key_file,
+            cors_origins,
+            tls,
+            origins,
+        })
     }
 
     fn origins(&self) -> BTreeMap<String, String> {
@@ -109,12 +131,23 @@ impl Reader {
         value
     }
 
-    fn count(&mut self, key: &str, default: i64) -> usize {
-        self.integer(key, default, 1..=MANY) as usize
+    fn count(&mut self, key: &str, default: usize) -> usize {
+        self.integer(key, default as i64, 1..=MANY) as usize
     }
 
-    fn seconds(&mut self, key: &str, default: i64) -> Duration {
-        Duration::from_secs(self.integer(key, default, 1..=DAY_S).unsigned_abs())
+    fn bytes(&mut self, key: &str, default: usize, range: RangeInclusive<i64>) -> usize {
+        self.integer(key, default as i64, range) as usize
+    }
+
+    fn seconds(&mut self, key: &str, default: Duration) -> Duration {
+        Duration::from_secs(self.integer(key, default.as_secs() as i64, 1..=DAY_S).unsigned_abs())
+    }
+
+    fn list(&self, key: &str) -> Vec<String> {
+        match self.setting(key).map(|setting| &setting.raw) {
+            Some(Raw::List(items)) => items.clone(),
+            _ => Vec::new(),
+        }
     }
 
     fn one_of(&mut self, key: &str, choices: &[&str]) {
@@ -213,6 +246,13 @@ impl Reader {
             _ => name.to_owned(),
         };
         match source.parse::<ModelSource>() {
+            Ok(ModelSource::Scripted(_)) if ![DEFAULT_MODEL, models::SCRIPTED_NAME].contains(&name) => {
+                self.problems.push(format!(
+                    "{} = \"{source}\" is served under the name `scripted` only. Rename the section [models.scripted]",
+                    shown("source")
+                ));
+                None
+            }
             Ok(source) => Some(ModelConfig { source, replicas, pinned }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
@@ -222,20 +262,36 @@ impl Reader {
     }
 
     fn limits(&mut self) -> LimitsConfig {
-        LimitsConfig {
-            connections: self.count("limits.connections", 10_000),
-            body_bytes: self.integer("limits.body_bytes", 1024 * 1024, 1_024..=256 * 1024 * 1024) as usize,
-            header_bytes: self.integer("limits.header_bytes", 32 * 1024, 8_192..=1024 * 1024) as usize,
-            open_turns: self.count("limits.open_turns", 10_000),
-            open_turns_per_tenant: self.count("limits.open_turns_per_tenant", 5_000),
-            queued_turns_per_session: self.count("limits.queued_turns_per_session", 8),
-            live_sessions: self.count("limits.live_sessions", 100_000),
-            session_idle: self.seconds("limits.session_idle_s", 60),
-            turn_deadline: self.seconds("limits.turn_deadline_s", 300),
-            projection_lag: self.count("limits.projection_lag", 50_000),
-            history_bytes: self.count("limits.history_bytes", 256 * 1024),
-            stateless: self.count("limits.stateless", 1_000),
-            drain: self.seconds("limits.drain_s", 30),
+        LimitsConfig { node: self.node_limits(), ingress: self.ingress_limits() }
+    }
+
+    fn node_limits(&mut self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            open_turns: self.count("limits.open_turns", default.open_turns),
+            open_turns_per_tenant: self.count("limits.open_turns_per_tenant", default.open_turns_per_tenant),
+            queued_turns_per_session: self.count("limits.queued_turns_per_session", default.queued_turns_per_session),
+            live_sessions: self.count("limits.live_sessions", default.live_sessions),
+            session_idle: self.seconds("limits.session_idle_s", default.session_idle),
+            turn_deadline: self.seconds("limits.turn_deadline_s", default.turn_deadline),
+            projection_lag: self.count("limits.projection_lag", default.projection_lag),
+            history_bytes: self.count("limits.history_bytes", default.history_bytes),
+            stateless: self.count("limits.stateless", default.stateless),
+        }
+    }
+
+    fn ingress_limits(&mut self) -> IngressLimits {
+        let default = IngressLimits::default();
+        IngressLimits {
+            connections: self.count("limits.connections", default.connections),
+            websockets: self.count("limits.websockets", default.websockets),
+            body_bytes: self.bytes("limits.body_bytes", default.body_bytes, BODY_BYTES),
+            header_bytes: self.bytes("limits.header_bytes", default.header_bytes, HEADER_BYTES),
+            header_timeout: self.seconds("limits.header_timeout_s", default.header_timeout),
+            body_timeout: self.seconds("limits.body_timeout_s", default.body_timeout),
+            idle_timeout: self.seconds("limits.idle_timeout_s", default.idle_timeout),
+            stall_timeout: self.seconds("limits.stall_timeout_s", default.stall_timeout),
+            drain_timeout: self.seconds("limits.drain_s", default.drain_timeout),
         }
     }
 

@@ -12,8 +12,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
+
+use parlance_actors_ingress::IngressLimits;
+use parlance_actors_runtime::Limits;
 
 use self::layers::Layers;
 use crate::{
@@ -74,6 +76,7 @@ pub(crate) struct Config {
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,
     pub(crate) api_key_file: Option<PathBuf>,
+    pub(crate) cors_origins: Vec<String>,
     pub(crate) tls: Option<TlsConfig>,
     /// Where each value that is not a default was set, by its key.
     origins: BTreeMap<String, String>,
@@ -97,19 +100,8 @@ pub(crate) struct ModelConfig {
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.
 #[derive(Debug, Clone)]
 pub(crate) struct LimitsConfig {
-    pub(crate) connections: usize,
-    pub(crate) body_bytes: usize,
-    pub(crate) header_bytes: usize,
-    pub(crate) open_turns: usize,
-    pub(crate) open_turns_per_tenant: usize,
-    pub(crate) queued_turns_per_session: usize,
-    pub(crate) live_sessions: usize,
-    pub(crate) session_idle: Duration,
-    pub(crate) turn_deadline: Duration,
-    pub(crate) projection_lag: usize,
-    pub(crate) history_bytes: usize,
-    pub(crate) stateless: usize,
-    pub(crate) drain: Duration,
+    pub(crate) node: Limits,
+    pub(crate) ingress: IngressLimits,
 }
 
 /// The files of the server's TLS identity.

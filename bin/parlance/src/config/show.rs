@@ -30,6 +30,7 @@ fn rows(config: &Config) -> Vec<Row> {
     }
     rows.extend(limits(config).map(|(key, value)| ("limits".into(), key, value)));
     rows.push(("auth".into(), "api_key_file", json!(config.api_key_file)));
+    rows.push(("auth".into(), "cors_origins", json!(config.cors_origins)));
     if let Some(tls) = &config.tls {
         rows.push(("tls".into(), "cert", json!(tls.cert)));
         rows.push(("tls".into(), "key", json!(tls.key)));
@@ -40,21 +41,26 @@ fn rows(config: &Config) -> Vec<Row> {
 }
 
 fn limits(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
-    let limits = &config.limits;
+    let (node, ingress) = (&config.limits.node, &config.limits.ingress);
     [
-        ("connections", json!(limits.connections)),
-        ("body_bytes", json!(limits.body_bytes)),
-        ("header_bytes", json!(limits.header_bytes)),
-        ("open_turns", json!(limits.open_turns)),
-        ("open_turns_per_tenant", json!(limits.open_turns_per_tenant)),
-        ("queued_turns_per_session", json!(limits.queued_turns_per_session)),
-        ("live_sessions", json!(limits.live_sessions)),
-        ("session_idle_s", json!(limits.session_idle.as_secs())),
-        ("turn_deadline_s", json!(limits.turn_deadline.as_secs())),
-        ("projection_lag", json!(limits.projection_lag)),
-        ("history_bytes", json!(limits.history_bytes)),
-        ("stateless", json!(limits.stateless)),
-        ("drain_s", json!(limits.drain.as_secs())),
+        ("connections", json!(ingress.connections)),
+        ("websockets", json!(ingress.websockets)),
+        ("body_bytes", json!(ingress.body_bytes)),
+        ("header_bytes", json!(ingress.header_bytes)),
+        ("header_timeout_s", json!(ingress.header_timeout.as_secs())),
+        ("body_timeout_s", json!(ingress.body_timeout.as_secs())),
+        ("idle_timeout_s", json!(ingress.idle_timeout.as_secs())),
+        ("stall_timeout_s", json!(ingress.stall_timeout.as_secs())),
+        ("drain_s", json!(ingress.drain_timeout.as_secs())),
+        ("open_turns", json!(node.open_turns)),
+        ("open_turns_per_tenant", json!(node.open_turns_per_tenant)),
+        ("queued_turns_per_session", json!(node.queued_turns_per_session)),
+        ("live_sessions", json!(node.live_sessions)),
+        ("session_idle_s", json!(node.session_idle.as_secs())),
+        ("turn_deadline_s", json!(node.turn_deadline.as_secs())),
+        ("projection_lag", json!(node.projection_lag)),
+        ("history_bytes", json!(node.history_bytes)),
+        ("stateless", json!(node.stateless)),
     ]
     .into_iter()
 }

@@ -31,8 +31,8 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(config.node.name, "env");
     assert_eq!(config.node.zone.as_deref(), Some("file"));
     assert_eq!(config.data, Path::new("/d"));
-    assert_eq!(config.limits.stateless, 3);
-    assert_eq!(config.limits.open_turns, 10_000);
+    assert_eq!(config.limits.node.stateless, 3);
+    assert_eq!(config.limits.node.open_turns, 10_000);
     let shown = config.to_toml();
     let origin = |key: &str| {
         let line = shown.lines().find(|line| line.starts_with(key)).expect(key);
@@ -133,7 +133,7 @@ fn the_model_flag_is_the_model_named_default() {
     let overrides = Overrides { model: Some("scripted:token_ms=5".into()), ..Overrides::default() };
     let config = load("[models.other]\nsource = 'scripted'", &[], overrides).expect("valid");
     assert_eq!(config.models.keys().collect::<Vec<_>>(), ["default", "other"]);
-    assert_eq!(config.models["default"].source, ModelSource::Scripted("token_ms=5".into()));
+    assert_eq!(config.models["default"].source, ModelSource::Scripted("scripted:token_ms=5".into()));
     let unnamed = load("", &[], Overrides::default()).expect("valid");
     assert_eq!(unnamed.models["default"].source, ModelSource::Named("smollm2-135m-instruct".into()));
 }

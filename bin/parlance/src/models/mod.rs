@@ -3,17 +3,22 @@
 mod fetch;
 mod hub;
 mod progress;
+mod serve;
 mod source;
 mod wheel;
 
-pub(crate) use fetch::{Fetched, fetch};
+pub(crate) use fetch::fetch;
 pub(crate) use progress::mebibytes;
+pub(crate) use serve::specs;
 pub(crate) use source::{ModelSource, Weights};
 
 use std::path::{Path, PathBuf};
 
 /// The model that a node serves where nobody chose one, and that `parlance model fetch` gets.
 pub(crate) const DEFAULT_NAME: &str = "smollm2-135m-instruct";
+
+/// The name that the scripted model is served under.
+pub(crate) const SCRIPTED_NAME: &str = "scripted";
 
 /// The first bytes of every GGUF file.
 pub(crate) const GGUF_MAGIC: &[u8; 4] = b"GGUF";

@@ -8,15 +8,15 @@ use std::{
     str::FromStr,
 };
 
+use parlance_inference_engine::ScriptedOptions;
+
 use super::{GGUF_MAGIC, hub::HubFile, weights_path};
 use crate::failure::Failure;
-
-const SCRIPTED: &str = "scripted";
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModelSource {
-    /// The scripted model with its settings: `ttft_ms=20,token_ms=5`.
+    /// The scripted model with its settings: `scripted:ttft_ms=20,token_ms=5`.
     Scripted(String),
     /// A GGUF file by its path.
     Path(PathBuf),
@@ -30,12 +30,11 @@ impl FromStr for ModelSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(settings) = text.strip_prefix(SCRIPTED) {
-            match settings.strip_prefix(':') {
-                Some(settings) => return Ok(Self::Scripted(settings.to_owned())),
-                None if settings.is_empty() => return Ok(Self::Scripted(String::new())),
-                None => {}
-            }
+        if ScriptedOptions::names_scripted(text) {
+            let checked = ScriptedOptions::parse(text).map_err(|error| {
+                format!("is no scripted model: {error}. Write for example scripted:ttft_ms=20,token_ms=5")
+            });
+            return checked.map(|_| Self::Scripted(text.to_owned()));
         }
         if let Some(reference) = text.strip_prefix("hf:") {
             return reference.parse().map(Self::Hub);
@@ -58,8 +57,7 @@ impl FromStr for ModelSource {
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Scripted(settings) if settings.is_empty() => f.write_str(SCRIPTED),
-            Self::Scripted(settings) => write!(f, "{SCRIPTED}:{settings}"),
+            Self::Scripted(reference) => f.write_str(reference),
             Self::Path(path) => path.display().fmt(f),
             Self::Named(name) => f.write_str(name),
             Self::Hub(file) => file.fmt(f),
@@ -89,7 +87,7 @@ impl ModelSource {
     /// Exit code 2 if there is no such file or it is not a GGUF, with the command that gets it.
     pub(crate) fn resolve(&self, model_dir: &Path) -> Result<Weights, Failure> {
         let (path, remedy) = match self {
-            Self::Scripted(settings) => return Ok(Weights::Scripted(settings.clone())),
+            Self::Scripted(reference) => return Ok(Weights::Scripted(reference.clone())),
             Self::Path(path) => (path.clone(), "Give the path of a GGUF file".to_owned()),
             Self::Named(name) if name == super::DEFAULT_NAME => {
                 (weights_path(model_dir, name), "Get it with `parlance model fetch`".to_owned())
@@ -134,8 +132,7 @@ mod tests {
     #[test]
     fn sources_are_told_apart_and_print_as_they_were_written() {
         let parse = |text: &str| text.parse::<ModelSource>();
-        assert_eq!(parse("scripted"), Ok(ModelSource::Scripted(String::new())));
-        assert_eq!(parse("scripted:token_ms=5"), Ok(ModelSource::Scripted("token_ms=5".into())));
+        assert_eq!(parse("scripted:token_ms=5"), Ok(ModelSource::Scripted("scripted:token_ms=5".into())));
         assert_eq!(parse("scripted-twin"), Ok(ModelSource::Named("scripted-twin".into())));
         assert_eq!(parse("./a.gguf"), Ok(ModelSource::Path("./a.gguf".into())));
         assert_eq!(parse("a.gguf"), Ok(ModelSource::Path("a.gguf".into())));
@@ -143,7 +140,7 @@ mod tests {
         for text in ["scripted", "scripted:token_ms=5", "dir/a.gguf", "smollm2-135m-instruct", "hf:a/b/c.gguf"] {
             assert_eq!(parse(text).map(|source| source.to_string()), Ok(text.to_owned()));
         }
-        for text in ["", "..", ".hidden", "a b", "hf:a/b", "hf:a/b/c.bin", "hf:../b/c.gguf", "a\nb"] {
+        for text in ["", "..", ".hidden", "a b", "hf:a/b", "hf:a/b/c.bin", "hf:../b/c.gguf", "a\nb", "scripted:x=1"] {
             assert!(parse(text).is_err(), "{text:?} was taken");
         }
     }

@@ -85,6 +85,56 @@ pub(crate) fn wait(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
+/// An answer over HTTP.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+}
+
+/// Runs a future to its end, within all patience.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("no answer") })
+}
+
+/// A client that trusts this authority, or nobody.
+pub(crate) fn client(ca: Option<&Path>) -> reqwest::Client {
+    // The second call finds the first one's work done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder();
+    match ca {
+        None => builder.build().expect("a client"),
+        Some(ca) => {
+            let pem = std::fs::read(ca).expect("a CA");
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).expect("certificates");
+            builder.tls_certs_only(certificates).build().expect("a client")
+        }
+    }
+}
+
+/// Sends a request and reads the whole answer.
+pub(crate) fn send(request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    block_on(async {
+        let response = request.send().await?;
+        Ok(Answer { status: response.status().as_u16(), body: response.text().await? })
+    })
+}
+
+/// A `GET`.
+#[track_caller]
+pub(crate) fn get(url: &str) -> Answer {
+    send(client(None).get(url)).expect("an answer")
+}
+
 /// A running node. Dropping it kills it.
 pub(crate) struct Node {
     child: Child,
@@ -164,6 +214,18 @@ impl Node {
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address())
+    }
+
+    /// Waits until the node takes traffic.
+    #[track_caller]
+    pub(crate) fn wait_ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = get(&self.url("/readyz"));
+        while last.status != 200 {
+            assert!(Instant::now() < deadline, "never ready: {last:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+            last = get(&self.url("/readyz"));
+        }
     }
 
     pub(crate) fn log(&self) -> String {

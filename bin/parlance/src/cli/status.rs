@@ -1,0 +1,60 @@
+//! `parlance status`: what a node says of itself.
+
+use serde_json::Value;
+
+use crate::{
+    client::{Api, Remote, runtime},
+    failure::Failure,
+    output,
+};
+
+/// Show the state of a node
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let api = Api::new(&self.remote)?;
+        let status = runtime()?.block_on(api.json(api.get("/admin/v1/status")))?;
+        if self.remote.json {
+            output::json(&status);
+        } else {
+            show(&status);
+        }
+        Ok(())
+    }
+}
+
+fn show(status: &Value) {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let ready = if status["ready"] == true { "yes" } else { "no" };
+    output::line(format!(
+        "node        {} (boot {}, version {})",
+        text(&status["node"]),
+        text(&status["boot"]),
+        text(&status["version"])
+    ));
+    output::line(format!("ready       {ready}"));
+    for reason in status["reasons"].as_array().into_iter().flatten() {
+        output::line(format!("            {}", text(reason)));
+    }
+    output::line(format!("shards      {} of {}", status["shards"]["owned"], status["shards"]["total"]));
+    output::line(format!("open turns  {} durable, {} stateless", status["open_turns"], status["stateless"]));
+    let row = |model: &Value| {
+        let detail = model["detail"]
+            .as_u64()
+            .map_or_else(|| model["detail"].as_str().unwrap_or("").to_owned(), |percent| format!("{percent} %"));
+        vec![
+            text(&model["name"]),
+            format!("{} {detail}", text(&model["state"])),
+            text(&model["running"]),
+            text(&model["waiting"]),
+        ]
+    };
+    let rows: Vec<Vec<String>> = status["models"].as_array().into_iter().flatten().map(row).collect();
+    output::line("");
+    output::table(&["MODEL", "STATE", "RUNNING", "WAITING"], &rows);
+}

@@ -1,0 +1,78 @@
+//! From a configured model to what the node loads.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use parlance_actors_runtime::{LoadModel, ModelSpec};
+use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica};
+use parlance_inference_model::{LoadOptions, LoadProgress, load};
+
+use super::{SCRIPTED_NAME, Weights};
+use crate::{
+    config::{Config, DEFAULT_MODEL},
+    failure::{Failure, chain},
+};
+
+/// Everything that the node is to serve, the default model first. Looks at the files, and loads nothing yet.
+///
+/// # Errors
+///
+/// Exit code 2 with the model that cannot be served.
+pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
+    let mut names = BTreeSet::new();
+    let mut specs = Vec::new();
+    // The node's default is its first model.
+    let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
+    for (name, model) in default_first.0.into_iter().chain(default_first.1) {
+        let weights = model.source.resolve(&config.model_dir)?;
+        let served = served_name(name, &weights);
+        if !names.insert(served.clone()) {
+            return Err(Failure::usage(
+                format!("two models would be served under the name `{served}`"),
+                "Give each [models.NAME] another source or another name",
+            ));
+        }
+        let load = loader(&served, weights)?;
+        specs.extend((0..model.replicas).map(|_| ModelSpec { name: served.clone(), load: load.clone() }));
+    }
+    Ok(specs)
+}
+
+/// The section `default` says which model is the default; the model keeps its own name.
+fn served_name(section: &str, weights: &Weights) -> String {
+    match weights {
+        Weights::Scripted(_) => SCRIPTED_NAME.to_owned(),
+        Weights::File { name, .. } if section == DEFAULT_MODEL => name.clone(),
+        Weights::File { .. } => section.to_owned(),
+    }
+}
+
+fn loader(name: &str, weights: Weights) -> Result<LoadModel, Failure> {
+    match weights {
+        Weights::Scripted(reference) => {
+            let options = ScriptedOptions::parse(&reference)
+                .map_err(|error| Failure::usage(chain(&error), "Correct the model's reference"))?;
+            Ok(Arc::new(move |_| Ok(Arc::new(ScriptedReplica::new(options.clone())) as Arc<dyn Replica>)))
+        }
+        Weights::File { path, .. } => {
+            inspect(&path)?;
+            let options = LoadOptions::new(name);
+            Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
+        }
+    }
+}
+
+fn inspect(path: &Path) -> Result<(), Failure> {
+    parlance_inference_model::inspect(path)
+        .map_err(|error| Failure { exit: crate::failure::Exit::Usage, lines: vec![chain(&error)] })
+}
+
+fn load_weights(
+    path: &Path,
+    options: &LoadOptions,
+    progress: &(dyn Fn(u8) + Sync),
+) -> Result<Arc<dyn Replica>, String> {
+    let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
+    let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
+    tracing::info!(model = %options.name, "model loaded");
+    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
+}

@@ -43,7 +43,7 @@ pub struct Dialogue {
     next_tag: Tag,
     /// Unsettled proposals, oldest first. Bounded: requests by [`Limits::queue`] and [`Limits::waiting`], the head's own by three.
     pending: VecDeque<Pending>,
-    /// Open or proposed turns that shall end.
+    /// Turns that shall end. Invariant: each is open or proposed.
     stops: Vec<TurnId>,
     /// Invariant: belongs to the first open turn, after every command while `live`.
     head: Option<Head>,
@@ -206,6 +206,7 @@ impl Dialogue {
             Command::GenerationFailed { turn, attempt, failure } => self.generation_failed(turn, attempt, failure),
         }
         self.advance(out);
+        debug_assert!(self.stops.iter().all(|turn| self.is_open_or_proposed(*turn)));
     }
 
     /// The durable part.

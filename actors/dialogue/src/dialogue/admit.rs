@@ -190,7 +190,7 @@ impl Dialogue {
         self.durable.open.len() + self.accepting().count()
     }
 
-    fn is_open_or_proposed(&self, turn: TurnId) -> bool {
+    pub(super) fn is_open_or_proposed(&self, turn: TurnId) -> bool {
         self.durable.open.iter().any(|open| open.request.turn == turn) || self.accepting().any(|a| a.turn == turn)
     }
 

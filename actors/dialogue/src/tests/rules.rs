@@ -185,6 +185,16 @@ fn a_stopped_waiting_turn_ends_without_being_generated_when_it_comes_up() {
 }
 
 #[test]
+fn a_stop_goes_with_the_proposal_that_is_lost() {
+    let mut world = World::new();
+    world.submit(turn(1, "hi"));
+    world.tell(Command::Stop { turn: Some(TurnId(1)) });
+    world.lose(0);
+    world.accept(turn(1, "hi"));
+    assert_eq!(endings(&world.answer(1)), [(1, "Stop".into())]);
+}
+
+#[test]
 fn a_stop_during_a_retry_keeps_what_the_failed_attempt_said() {
     let mut world = World::new();
     world.accept(turn(1, "hi"));

@@ -25,7 +25,7 @@ use crate::{
 /// The bounds of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Requests that wait for a lane at most.
+    /// Requests that wait for a lane at most; every request does for a moment, so at least 1.
     pub queue: usize,
     /// Tokens of one step at most, over all lanes; more only where more lanes decode. Bounds how late a cancellation is seen.
     pub step_tokens: usize,
@@ -70,7 +70,7 @@ impl Engine {
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
-        EngineReplica { codec, shape, queue: options.queue, load, retry_after, inbox, stopped }
+        EngineReplica { codec, shape, queue: options.queue.max(1), load, retry_after, inbox, stopped }
     }
 }
 

@@ -71,6 +71,8 @@ impl Candidate {
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
     candidates: Vec<Candidate>,
+    /// Of the whole row, in units of 1/[`ONE`]; as floats, whose computation the compiler turns into vector instructions.
+    weights: Vec<f32>,
 }
 
 impl Sampler {
@@ -92,9 +94,9 @@ impl Sampler {
         }
         let scale = Scale { max, temperature: sampling.temperature };
         let random = random::bits(sampling.seed, position);
-        let all = row.iter().map(|&logit| scale.weight(logit));
         let chosen = if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
-            draw(all.clone().sum(), random, (0..).zip(all))
+            let total = self.weigh(row, &scale);
+            draw(total, random, (0..).zip(self.weights.iter().map(|&weight| weight as u64)))
         } else {
             self.narrow(row, sampling, &scale);
             let weights = self.candidates.iter().map(|c| (c.id, scale.weight(c.logit)));
@@ -110,7 +112,7 @@ impl Sampler {
         if top_k < row.len() {
             self.gather(row, scale, |candidates, _| candidates.len() >= top_k);
         } else if sampling.top_p < 1.0 {
-            let total = row.iter().map(|&logit| scale.weight(logit)).sum();
+            let total = self.weigh(row, scale);
             let needed = *target.insert(nucleus_target(sampling.top_p, total));
             self.gather(row, scale, |candidates, _| mass(candidates, scale) >= needed);
         } else {
@@ -129,9 +131,16 @@ impl Sampler {
         self.candidates.sort_unstable_by_key(|c| c.id);
     }
 
+    /// Weighs the whole row, and says what it weighs together.
+    fn weigh(&mut self, row: &[f32], scale: &Scale) -> u64 {
+        self.weights.clear();
+        self.weights.extend(row.iter().map(|&logit| exponential((logit - scale.max) / scale.temperature)));
+        self.weights.iter().map(|&weight| weight as u64).sum()
+    }
+
     /// Collects all tokens down to some depth below the best; the depth grows until `enough`, or until all are there.
     fn gather(&mut self, row: &[f32], scale: &Scale, enough: impl Fn(&[Candidate], f32) -> bool) {
-        for depth in [4.0, 8.0, 16.0, f32::INFINITY] {
+        for depth in [4.0, 7.0, 10.0, 13.0, 16.0, f32::INFINITY] {
             let threshold = scale.max - depth * scale.temperature;
             let pass = (0..).zip(row).filter(|&(_, &logit)| logit >= threshold);
             self.candidates.clear();
@@ -156,16 +165,23 @@ impl Scale {
     }
 }
 
+/// e^x in units of 1/[`ONE`], rounded down, for x of at most 0.
+fn weight(x: f32) -> u64 {
+    exponential(x) as u64
+}
+
 /// e^x in units of 1/[`ONE`], for x of at most 0; relative error below 1e-6. A polynomial on [-ln 2/2, ln 2/2], then a shift of
 /// the exponent.
-fn weight(x: f32) -> u64 {
-    /// Adding and subtracting it rounds to a whole number (1.5 · 2^23).
+#[inline(always)]
+fn exponential(x: f32) -> f32 {
+    /// Adding it rounds to a whole number, which then stands in the lowest bits (1.5 · 2^23).
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 = LN2_HIGH + LN2_LOW, where products of LN2_HIGH with small whole numbers are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.max(-40.0);
-    let exponent = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let x = if x > -40.0 { x } else { -40.0 };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let exponent = shifted - ROUND;
     let r = x - exponent * LN2_HIGH - exponent * LN2_LOW;
     let p = 1.0 / 720.0;
     let p = p * r + 1.0 / 120.0;
@@ -175,8 +191,7 @@ fn weight(x: f32) -> u64 {
     let p = p * r + 1.0;
     let p = p * r + 1.0;
     // 40 for the unit, 127 for the format: between 109 and 167 for x in [-40, 0].
-    let power = f32::from_bits(((exponent as i32 + 40 + 127) as u32) << 23);
-    (p * power) as u64
+    p * f32::from_bits(shifted.to_bits().wrapping_add(40 + 127) << 23)
 }
 
 /// The largest value. Eight at a time, which the compiler turns into vector instructions.

@@ -57,6 +57,8 @@
 //! share one append.
 
 mod machine;
+#[cfg(test)]
+mod model;
 mod rules;
 mod settle;
 #[cfg(test)]
@@ -92,15 +94,26 @@ impl Default for Limits {
 }
 
 /// Names an append call; opaque. It goes back in with the call's outcomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AppendTag(Tag);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Tag {
     /// Records of a reign, numbered from `first` on.
     Records { epoch: Epoch, first: Seq },
     /// A claim.
     Claim { nonce: Nonce },
+}
+
+#[cfg(test)]
+impl AppendTag {
+    /// The nonce, where a claim was appended.
+    fn nonce(self) -> Option<Nonce> {
+        match self.0 {
+            Tag::Claim { nonce } => Some(nonce),
+            Tag::Records { .. } => None,
+        }
+    }
 }
 
 /// What the caller has to do or to know, in this order.

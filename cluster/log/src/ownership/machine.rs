@@ -272,6 +272,17 @@ impl Ownership {
         out.push(Output::SteppedDown { reason });
     }
 
+    /// Whether an unknown outcome is being settled.
+    pub fn is_resolving(&self) -> bool {
+        matches!(self.role, Role::Resolving(_))
+    }
+
+    /// Whether this process neither owns the shard nor has claimed it with a claim that may become valid.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.epoch().is_none() && self.open_claims.is_empty() && self.wanted_claim.is_none()
+    }
+
     fn is_releasing(&self) -> bool {
         let last = self.queue.back().or(self.in_flight.back().map(|own| &own.record));
         matches!(last, Some(Record::Release { .. }))
@@ -335,7 +346,7 @@ impl Ownership {
     }
 
     /// Whether something of ours is known to lie behind entries that were not judged.
-    fn is_behind_a_gap(&self) -> bool {
+    pub(super) fn is_behind_a_gap(&self) -> bool {
         let next = self.validator.point().next;
         let first = self.in_flight.front().map(|own| own.landing);
         let claims = self.open_claims.iter().map(|open| open.landing);

@@ -74,7 +74,7 @@ impl App {
 }
 
 /// Every route, as metrics name it.
-const ROUTES: &[&str] = &[
+pub(crate) const ROUTES: &[&str] = &[
     "/v1/chat/completions",
     "/v1/responses",
     "/v1/responses/{id}",

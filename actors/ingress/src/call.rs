@@ -1,7 +1,7 @@
 //! What every call for an answer has in common: its headers in, its headers out, and the way into the runtime.
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderValue, request::Parts};
 use parlance_actors_runtime::{AcceptedTurn, Idempotency, Refusal, StatelessRequest, TurnRequest};
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Role, SessionKey, SessionOpened, TurnId,
@@ -170,10 +170,19 @@ pub(crate) async fn submit(
         create: durable.create,
     };
     let sessions = app.node.sessions();
-    let AcceptedTurn { turn, replayed, stream } = sessions.submit(&durable.session, request).await?;
+    let AcceptedTurn { turn, replayed, stream } =
+        sessions.submit(&durable.session, request).await.map_err(|refusal| refused(refusal, headers.keyed))?;
     headers.turn = Some(turn);
     headers.replayed = replayed;
     Ok(Reply::durable(sessions.clone(), durable.session, turn, stream, 0))
+}
+
+/// After an outage of the log alone it is not certain that nothing was accepted, so nobody may repeat that without a key.
+fn refused(refusal: Refusal, keyed: bool) -> ApiError {
+    let uncertain = matches!(refusal, Refusal::LogUnavailable(_));
+    let mut error = ApiError::from(refusal);
+    error.no_retry |= uncertain && !keyed;
+    error
 }
 
 /// Takes the leading system messages out of a session's turn; they are its system prompt while it is new.
@@ -195,7 +204,7 @@ pub(crate) async fn open_with_prompt(app: &App, session: &SessionKey, prompt: St
 /// The error of a request for an answer that has nothing to answer.
 pub(crate) fn no_user_message(param: &str) -> ApiError {
     let message = format!("Invalid '{param}': a turn of a session needs a message of the role 'user'.");
-    ApiError { status: StatusCode::BAD_REQUEST, ..ApiError::invalid(Some(param.into()), message) }
+    ApiError::invalid(Some(param.into()), message)
 }
 
 #[cfg(test)]

@@ -38,6 +38,9 @@ mod shown;
 mod sse;
 mod websocket;
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 
 use parlance_actors_runtime::Node;

@@ -166,9 +166,7 @@ impl Reply {
 }
 
 fn lost() -> ApiError {
-    ApiError::new(
-        http::StatusCode::INTERNAL_SERVER_ERROR,
-        "interrupted",
-        "The reply was interrupted. If the call had an X-Turn-ID, the turn goes on: fetch it with GET /v1/responses/resp_{turn}.",
-    )
+    let message = "The reply was interrupted. If the call had an X-Turn-ID, the turn goes on all the same: \
+        fetch it with GET /v1/responses/resp_ and that id.";
+    ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "interrupted", message)
 }

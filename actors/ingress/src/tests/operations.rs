@@ -1,0 +1,91 @@
+//! Keys, health, metrics, the description, the operator's view.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::Value;
+
+use super::{FAST, Face, request};
+use crate::{Auth, IngressOptions};
+
+#[tokio::test]
+async fn keys_separate_tenants() {
+    let auth = Auth::from_key_file("one key-of-tenant-one-1\ntwo key-of-tenant-two-2").expect("good keys");
+    let face = Face::with(FAST, IngressOptions { auth, ..IngressOptions::local([7; 32]) }).await;
+    let call = async |method: Method, path: &str, key: &str| {
+        let key = format!("Bearer {key}");
+        let headers: &[(&str, &str)] = if key.len() > 8 { &[("authorization", &key)] } else { &[] };
+        face.send(request(method, path, headers, if path == "/v1/conversations" { "{}" } else { "" })).await
+    };
+    let created = call(Method::POST, "/v1/conversations", "key-of-tenant-one-1").await.json();
+    let path = format!("/v1/conversations/{}", created["id"].as_str().expect("an id"));
+    assert_eq!(call(Method::GET, &path, "key-of-tenant-one-1").await.status, 200);
+    assert_eq!(call(Method::GET, &path, "key-of-tenant-two-2").await.status, 404);
+    for path in ["/v1/models", "/admin/v1/status", "/metrics", path.as_str(), "/v1/unknown"] {
+        assert_eq!(call(Method::GET, path, "").await.error(), (401, "invalid_api_key".into(), None), "{path}");
+        assert_eq!(call(Method::GET, path, "' OR '1'='1").await.status, 401, "{path}");
+    }
+    for path in ["/healthz", "/readyz", "/openapi.json"] {
+        assert_eq!(call(Method::GET, path, "").await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn models_are_listed() {
+    let face = Face::new(FAST).await;
+    let list = face.get("/v1/models").await.json();
+    assert_eq!(list["data"][0]["id"], "scripted");
+    assert_eq!(list["data"][0]["state"], "ready");
+    assert_eq!(face.get("/v1/models/default").await.json()["id"], "scripted");
+}
+
+#[tokio::test]
+async fn readiness_tells_why_not() {
+    let face = Face::new(FAST).await;
+    assert_eq!(face.get("/readyz").await.json()["status"], "ready");
+    face.node.drain(Duration::ZERO).await;
+    let answer = face.get("/readyz").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("draining"), "{}", answer.body);
+    let refused = face.post("/v1/chat/completions", &[], r#"{"messages": [{"role": "user", "content": "x"}]}"#).await;
+    assert_eq!(refused.error().1, "draining");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+}
+
+#[tokio::test]
+async fn the_operator_sees_the_node_and_its_sessions() {
+    let face = Face::new(FAST).await;
+    face.post("/v1/chat/completions", &[("x-session-id", "s1")], r#"{"messages": [{"role": "user", "content": "x"}]}"#)
+        .await;
+    let status = face.get("/admin/v1/status").await.json();
+    assert_eq!((status["node"].as_str(), status["ready"].as_bool()), (Some("test"), Some(true)));
+    let sessions = face.get("/admin/v1/sessions").await.json();
+    assert_eq!(sessions["data"][0]["id"], "s1");
+}
+
+/// Every route is described, and everything described is a route.
+#[tokio::test]
+async fn the_description_fits_the_router() {
+    let face = Face::new(FAST).await;
+    let description: Value = face.get("/openapi.json").await.json();
+    assert!(description["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")));
+    let paths = description["paths"].as_object().expect("paths");
+    let described: Vec<String> = paths.keys().map(|path| path.replace("/v1/models/{id}", "/v1/models/{*id}")).collect();
+    for route in crate::app::ROUTES {
+        assert!(described.iter().any(|path| path == route), "{route} is not described");
+    }
+    for path in &described {
+        assert!(crate::app::ROUTES.contains(&path.as_str()), "{path} is not a route");
+    }
+    for (path, operations) in paths {
+        for (method, operation) in
+            operations.as_object().expect("operations").iter().filter(|(name, _)| *name != "parameters")
+        {
+            assert!(operation["responses"].is_object(), "{method} {path}");
+            let concrete = path.replace("{id}", "x").replace("{item}", "x");
+            let method = method.to_uppercase().parse().expect("a method");
+            let answer = face.send(request(method, &concrete, &[], "")).await;
+            assert_ne!(answer.status, 405, "{path}");
+        }
+    }
+}

@@ -14,4 +14,4 @@ mod port;
 
 pub use error::RecordsError;
 pub use local::{LocalOptions, LocalRecords, MAX_ID_BYTES, MAX_VALUE_BYTES};
-pub use port::{At, Change, ChangeKind, Order, RecordStore, Row, StoredItem};
+pub use port::{At, Change, ChangeKind, Order, RecordStore, Row, StoredItem, StoredSession};

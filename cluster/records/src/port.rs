@@ -50,7 +50,8 @@ pub enum Row {
     },
 }
 
-/// One change of the view, made by the log record at `position`.
+/// One change of the view, made by the log record at `position`. A record writes a row at most once; of its own writes
+/// and removals of one row, the write wins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The session's position after the record. An older change never overwrites a newer one.
@@ -112,6 +113,9 @@ pub struct StoredItem {
     pub item: Bytes,
 }
 
+/// A session and its state row, as listed.
+pub type StoredSession = (SessionKey, At<Bytes>);
+
 /// The record store: a view of the log's committed records, and never more than that. Losing it costs a replay; a
 /// stale one costs a longer replay.
 pub trait RecordStore: Send + Sync + 'static {
@@ -126,7 +130,7 @@ pub trait RecordStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// What keeps the store from serving; the old checkpoint then still stands.
+    /// What keeps the store from serving; then either the old or the new checkpoint stands, with its rows.
     fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>>;
 
     /// The shard's checkpoint; `None` before the first.
@@ -170,7 +174,8 @@ pub trait RecordStore: Send + Sync + 'static {
     /// What keeps the store from serving.
     fn turn(&self, tenant: &str, turn: TurnId) -> BoxFuture<'_, Result<Option<SessionKey>, RecordsError>>;
 
-    /// Up to `limit` sessions of a tenant and channel in key order, behind `after`, with their state rows.
+    /// Up to `limit` sessions of a tenant and channel behind `after`, with their state rows, in the order of
+    /// [`SessionKey::encode`].
     ///
     /// # Errors
     ///
@@ -181,5 +186,5 @@ pub trait RecordStore: Send + Sync + 'static {
         channel: &str,
         after: Option<&SessionKey>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<(SessionKey, At<Bytes>)>, RecordsError>>;
+    ) -> BoxFuture<'_, Result<Vec<StoredSession>, RecordsError>>;
 }

@@ -33,6 +33,9 @@ pub(super) fn decode<'a>(what: &'static str, cell: &'a [u8]) -> Result<(Position
 pub(super) struct Erasures {
     /// Everything but the state row that was written before this position is gone.
     pub(super) before: Position,
+    /// Event ids are forgotten that were written before this position and are not there: stands for the marks of the
+    /// single ids once there are many.
+    pub(super) forgotten: Position,
     /// Items from an index on, written before a position, are gone. Invariant: no entry is implied by another or by
     /// `before`, and there are at most [`MAX_TRUNCATIONS`].
     truncations: Vec<(u64, Position)>,
@@ -67,9 +70,10 @@ impl Erasures {
         self.cover(position) || self.truncations.iter().any(|(from, p)| index >= *from && position < *p)
     }
 
-    /// `before | (from | position)*`, all big-endian.
+    /// `before | forgotten | (from | position)*`, all big-endian.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut cell = self.before.0.to_be_bytes().to_vec();
+        cell.extend_from_slice(&self.forgotten.0.to_be_bytes());
         for (from, position) in &self.truncations {
             cell.extend_from_slice(&from.to_be_bytes());
             cell.extend_from_slice(&position.0.to_be_bytes());
@@ -83,11 +87,12 @@ impl Erasures {
         let (numbers, rest) = cell.as_chunks::<8>();
         let mut numbers = numbers.iter().map(|number| u64::from_be_bytes(*number));
         let before = Position(numbers.next().ok_or_else(bad)?);
+        let forgotten = Position(numbers.next().ok_or_else(bad)?);
         let mut truncations = Vec::new();
         while let Some(from) = numbers.next() {
             truncations.push((from, Position(numbers.next().ok_or_else(bad)?)));
         }
-        if rest.is_empty() { Ok(Self { before, truncations }) } else { Err(bad()) }
+        if rest.is_empty() { Ok(Self { before, forgotten, truncations }) } else { Err(bad()) }
     }
 }
 
@@ -134,6 +139,7 @@ mod tests {
     fn rows_cut_short_are_refused() {
         assert!(decode("item", &[0; 7]).is_err());
         assert!(Erasures::decode(&[0; 12]).is_err());
-        assert!(Erasures::decode(&[0; 16]).is_err());
+        assert!(Erasures::decode(&[0; 20]).is_err());
+        assert!(Erasures::decode(&[0; 24]).is_err());
     }
 }

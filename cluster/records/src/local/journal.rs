@@ -48,6 +48,12 @@ impl Cut {
     }
 }
 
+/// Whether there is any journal in `dir`, be it a copy.
+pub(super) fn exists(dir: &Path) -> bool {
+    let is_one = |path: PathBuf| path.extension().is_some_and(|extension| extension == "jnl" || extension == COPY);
+    fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(|entry| is_one(entry.path())))
+}
+
 /// Makes the journals in `dir` readable again after a crash.
 pub(super) fn mend(dir: &Path) -> Result<Option<Cut>, RecordsError> {
     let failed = |error: io::Error| damaged("journal", error.to_string());
@@ -67,6 +73,22 @@ pub(super) fn mend(dir: &Path) -> Result<Option<Cut>, RecordsError> {
     }
 }
 
+/// Empties the journals in `dir`, all of whose rows lie in tables. The last one stays, since a database without any
+/// does not learn where its sequence numbers stand.
+pub(super) fn discard(dir: &Path) -> io::Result<()> {
+    let mut journals = list(dir)?;
+    if let Some(active) = journals.pop() {
+        shorten(&active, 0)?;
+    }
+    journals.iter().try_for_each(|sealed| files::remove(sealed))
+}
+
+fn shorten(journal: &Path, length: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(journal)?;
+    file.set_len(length)?;
+    file.sync_all()
+}
+
 fn cut(journal: PathBuf, valid: u64) -> io::Result<Cut> {
     tracing::warn!(journal = %journal.display(), valid, "cutting the torn tail of the records' journal");
     let copy = journal.with_extension(COPY);
@@ -74,9 +96,7 @@ fn cut(journal: PathBuf, valid: u64) -> io::Result<Cut> {
     fs::copy(&journal, &unfinished)?;
     File::open(&unfinished)?.sync_all()?;
     files::rename(&unfinished, &copy)?;
-    let file = OpenOptions::new().write(true).open(&journal)?;
-    file.set_len(valid)?;
-    file.sync_all()?;
+    shorten(&journal, valid)?;
     Ok(Cut { journal, copy })
 }
 

@@ -41,7 +41,7 @@ use self::{
     store::Rows,
     writer::{WriteError, Writer},
 };
-use crate::{At, Change, Order, RecordStore, RecordsError, StoredItem, metrics};
+use crate::{At, Change, Order, RecordStore, RecordsError, StoredItem, StoredSession, metrics};
 
 /// Writers wait while this many memtables wait for their flush. The database itself would stop at four, in steps of
 /// 100 ms and without noticing when its own workers have failed.
@@ -67,7 +67,8 @@ impl Default for LocalOptions {
     }
 }
 
-/// The embedded record store. One per directory and process; dropping it closes it.
+/// The embedded record store. One per directory and process; dropping it closes it, which flushes and so may block for
+/// some 100 ms.
 ///
 /// Its futures need a tokio runtime, whose blocking threads do the work. A future that is dropped may or may not have
 /// done its work.
@@ -84,6 +85,14 @@ struct Shared {
     writing: Arc<Mutex<Writing>>,
     /// Declared last, to be released last.
     _lock: File,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(rows) = self.rows.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            store::close(&self.dir, rows);
+        }
+    }
 }
 
 /// What only the writer of the moment may touch.
@@ -302,7 +311,7 @@ impl RecordStore for LocalRecords {
         channel: &str,
         after: Option<&SessionKey>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<(SessionKey, At<Bytes>)>, RecordsError>> {
+    ) -> BoxFuture<'_, Result<Vec<StoredSession>, RecordsError>> {
         let prefix = keys::channel(tenant, channel);
         let after = after.map(SessionPart::new).transpose();
         self.read(move |rows| reader::sessions(rows, &prefix?, after?.as_ref(), limit))

@@ -11,7 +11,7 @@ use super::{
     keys::{self, Kind, SessionPart},
     store::{Rows, read_error},
 };
-use crate::{At, Order, RecordsError, StoredItem};
+use crate::{At, Order, RecordsError, StoredItem, StoredSession};
 
 pub(super) fn checkpoint(rows: &Rows, shard: ShardId) -> Result<Option<Bytes>, RecordsError> {
     Ok(get(rows, "checkpoint", &keys::checkpoint(shard))?.map(|at| at.value))
@@ -60,7 +60,7 @@ pub(super) fn sessions(
     prefix: &[u8],
     after: Option<&SessionPart>,
     limit: usize,
-) -> Result<Vec<(SessionKey, At<Bytes>)>, RecordsError> {
+) -> Result<Vec<StoredSession>, RecordsError> {
     let end = keys::behind(prefix);
     let start = match after.map(|after| after.row(Kind::State)) {
         Some(after) if after >= end => return Ok(Vec::new()),

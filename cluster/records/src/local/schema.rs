@@ -57,16 +57,17 @@ mod tests {
 
     type Steps = RefCell<Vec<u32>>;
 
-    const STEPS: [Step<Steps>; 3] = [
-        |done| Ok(done.borrow_mut().push(1)),
-        |done| Ok(done.borrow_mut().push(2)),
-        |done| Ok(done.borrow_mut().push(3)),
-    ];
+    const STEPS: [Step<Steps>; 3] = [|done| note(done, 1), |done| note(done, 2), |done| note(done, 3)];
+
+    fn note(list: &Steps, entry: u32) -> Result<(), RecordsError> {
+        list.borrow_mut().push(entry);
+        Ok(())
+    }
 
     #[test]
     fn only_missing_steps_run_and_each_is_recorded() {
-        let (done, recorded) = (Steps::default(), RefCell::new(Vec::new()));
-        let result = migrate(2, &STEPS, &done, |version| Ok(recorded.borrow_mut().push(version)));
+        let (done, recorded) = (Steps::default(), Steps::default());
+        let result = migrate(2, &STEPS, &done, |version| note(&recorded, version));
         assert!(result.is_ok());
         assert_eq!((done.into_inner(), recorded.into_inner()), (vec![2, 3], vec![3, 4]));
     }
@@ -74,8 +75,8 @@ mod tests {
     #[test]
     fn a_failed_step_is_not_recorded() {
         let steps: [Step<()>; 2] = [|()| Ok(()), |()| Err(damaged("row", "test"))];
-        let recorded = RefCell::new(Vec::new());
-        let result = migrate(1, &steps, &(), |version| Ok(recorded.borrow_mut().push(version)));
+        let recorded = Steps::default();
+        let result = migrate(1, &steps, &(), |version| note(&recorded, version));
         assert!(result.is_err());
         assert_eq!(recorded.into_inner(), [2]);
     }

@@ -4,6 +4,7 @@
 //! DIR/lock            held by the one process that has the store open
 //! DIR/store/schema    the version of the layout
 //! DIR/store/mark      the number of the last durable checkpoint
+//! DIR/store/closed    there while every row lies in a table and the journal is not needed
 //! DIR/store/rows/     the embedded database
 //! DIR/store.new/      a store being created; becomes `store` in one rename
 //! ```
@@ -13,9 +14,11 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{
     LocalOptions, cell, files, journal,
@@ -29,8 +32,14 @@ use crate::RecordsError;
 /// that whatever a crash takes, what is left is what stood at one moment: never a checkpoint without its rows.
 const KEYSPACE: &str = "rows";
 
-/// Flushes and compactions. With two, a flush never waits behind a compaction.
-const WORKER_THREADS: usize = 2;
+/// The name of the mark of a store that was closed in peace.
+const CLOSED: &str = "closed";
+
+/// How long closing may take for the last flush; after that the next open reads the journal.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Flushes and compactions. With more than one, the first does no compactions and spins while another does.
+const WORKER_THREADS: usize = 1;
 
 /// Enough for the tables of some 10 GB; the least-recently used are closed.
 const OPEN_FILES: usize = 128;
@@ -113,9 +122,8 @@ fn create_rows(path: &Path, options: LocalOptions) -> fjall::Result<Rows> {
 /// Opens the rows and checks that they hold the last durable checkpoint.
 fn open_rows(dir: &Path, store: &Path, options: LocalOptions, durable: u64) -> Result<(Rows, u64), RecordsError> {
     let path = store.join("rows");
-    if !path.join("version").exists() {
-        return Err(damaged("store", format!("{} holds no database", path.display())));
-    }
+    check_files(&path)?;
+    forget_journal_if_closed(store, &path).map_err(|error| unusable(dir, error.to_string()))?;
     let cut = journal::mend(&path)?;
     let opened = checked(dir, &path, options, durable);
     let settled = match (&opened, cut) {
@@ -126,6 +134,24 @@ fn open_rows(dir: &Path, store: &Path, options: LocalOptions, durable: u64) -> R
     let opened = opened?;
     settled.map_err(|error| unusable(dir, error.to_string()))?;
     Ok(opened)
+}
+
+/// What the database cannot do without. It does not complain where some of this is missing, but starts afresh there and
+/// deletes the rest as left over.
+fn check_files(rows: &Path) -> Result<(), RecordsError> {
+    let keyspaces = rows.join("keyspaces");
+    let entries = fs::read_dir(&keyspaces).map_err(|error| damaged("store", error.to_string()))?;
+    let keyspaces: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let current = keyspaces.iter().map(|keyspace| keyspace.join("current"));
+    let missing = [rows.join("version")].into_iter().chain(current).find(|file| !file.is_file());
+    if let Some(file) = missing {
+        return Err(damaged("store", format!("{} is missing", file.display())));
+    }
+    // One for the database's own data, one for the rows.
+    if keyspaces.len() < 2 || !journal::exists(rows) {
+        return Err(damaged("store", format!("files are missing in {}", rows.display())));
+    }
+    Ok(())
 }
 
 fn checked(dir: &Path, path: &Path, options: LocalOptions, durable: u64) -> Result<(Rows, u64), RecordsError> {
@@ -166,6 +192,39 @@ fn newest_checkpoint(keyspace: &Keyspace) -> Result<u64, RecordsError> {
         newest = newest.max(cell::decode("checkpoint", &row)?.0.0);
     }
     Ok(newest)
+}
+
+/// Closes the store in `dir`. If all goes well, the next open has no journal to read, which is most of its work.
+pub(super) fn close(dir: &Path, rows: Rows) {
+    let is_flushed = flush(&rows).unwrap_or(false);
+    drop(rows);
+    if is_flushed && let Err(error) = files::replace(&dir.join("store").join(CLOSED), b"") {
+        tracing::warn!(%error, "the next start reads the records' journal");
+    }
+}
+
+/// Brings all rows into tables; `false` if that takes too long. Nobody may be writing.
+fn flush(rows: &Rows) -> fjall::Result<bool> {
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
+    rows.keyspace.rotate_memtable()?;
+    while rows.keyspace.sealed_memtable_count() > 0 {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        // Fails once the database has given up on flushing.
+        rows.db.persist(PersistMode::Buffer)?;
+        sleep(Duration::from_millis(1));
+    }
+    Ok(rows.keyspace.tree.active_memtable().is_empty())
+}
+
+fn forget_journal_if_closed(store: &Path, rows: &Path) -> io::Result<()> {
+    let closed = store.join(CLOSED);
+    if closed.exists() {
+        journal::discard(rows)?;
+        files::remove(&closed)?;
+    }
+    Ok(())
 }
 
 fn unusable(dir: &Path, reason: impl Into<String>) -> RecordsError {

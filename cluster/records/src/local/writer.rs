@@ -17,6 +17,13 @@ pub const MAX_VALUE_BYTES: usize = 64 << 20;
 /// Rows that an erasure gathers before it writes their removal, so that erasing a long session needs little memory.
 const ERASURE_CHUNK: usize = 4_096;
 
+/// How many forgotten ids of a session are marked one by one, give or take those since the last look. Past that, the
+/// older half is summed up as "everything before". An id that was written before that and comes for the first time only
+/// after so many later ones were forgotten would stay out; a log delivers in order, so none does.
+const MAX_FORGOTTEN: usize = 256;
+/// One in so many forgotten ids has the session's marks counted.
+const FORGOTTEN_PER_COUNT: u32 = 32;
+
 /// What became of a batch.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Outcome {
@@ -141,10 +148,14 @@ impl<'a> Writer<'a> {
         outcome: &[u8],
     ) -> Result<bool, WriteError> {
         let forgotten = self.position(&session.named(Kind::Forgotten, "event id", event_id)?)?;
-        if self.erasures(session)?.cover(at) || forgotten.is_some_and(|forgotten| at < forgotten) {
+        let row = session.named(Kind::Dedupe, "event id", event_id)?;
+        let erasures = self.erasures(session)?;
+        let is_dead = erasures.cover(at) || forgotten.is_some_and(|forgotten| at < forgotten);
+        let may_be_dead = at < erasures.forgotten;
+        if is_dead || (may_be_dead && self.position(&row)?.is_none()) {
             return Ok(false);
         }
-        self.put(session.named(Kind::Dedupe, "event id", event_id)?, at, outcome)
+        self.put(row, at, outcome)
     }
 
     fn forget(&mut self, at: Position, session: &SessionPart, event_id: &str) -> Result<bool, WriteError> {
@@ -155,7 +166,30 @@ impl<'a> Writer<'a> {
         if removed {
             self.pending.insert(row, None);
         }
+        if remembered && crc32c::crc32c(event_id.as_bytes()) % FORGOTTEN_PER_COUNT == 0 {
+            self.sum_up_forgotten(session)?;
+        }
         Ok(remembered || removed)
+    }
+
+    /// Bounds the marks of forgotten ids. Those of the batch itself are left to the next count.
+    fn sum_up_forgotten(&mut self, session: &SessionPart) -> Result<(), WriteError> {
+        let mut marks = Vec::new();
+        for row in self.rows.prefix(session.row(Kind::Forgotten)) {
+            let (key, value) = row.into_inner()?;
+            marks.push((cell::decode("forgotten id", &value)?.0, key.to_vec()));
+        }
+        if marks.len() <= MAX_FORGOTTEN {
+            return Ok(());
+        }
+        marks.sort();
+        let until = marks[marks.len() / 2].0;
+        self.remember(session, |erasures| erasures.forgotten = erasures.forgotten.max(until))?;
+        for (_, key) in marks.into_iter().take_while(|(position, _)| *position <= until) {
+            // A newer mark of the same id may be on its way.
+            self.pending.entry(key).or_insert(None);
+        }
+        Ok(())
     }
 
     fn truncate(&mut self, at: Position, session: SessionPart, from: u64) -> Result<bool, WriteError> {
@@ -274,5 +308,46 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(batch.commit()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parlance_cluster_protocol::SessionKey;
+
+    use super::*;
+    use crate::local::{LocalOptions, store};
+
+    fn event(position: u64, session: &SessionKey, id: u64, is_known: bool) -> Change {
+        let (session, event_id) = (session.clone(), format!("event {id}"));
+        let kind = match is_known {
+            true => ChangeKind::Put(Row::Dedupe { session, event_id, outcome: "x".into() }),
+            false => ChangeKind::ForgetDedupe { session, event_id },
+        };
+        Change { position: Position(position), kind }
+    }
+
+    #[test]
+    fn marks_of_forgotten_ids_are_bounded_and_still_hold() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let rows = store::open(dir.path(), LocalOptions::default())?.rows;
+        let write = |change| {
+            let outcome = Writer::new(&rows.db, &rows.keyspace).apply(vec![change]);
+            outcome.map(|outcome| outcome.applied > 0).expect("a healthy store takes writes")
+        };
+        let session = SessionKey::api("t", "a");
+        assert!(write(event(1, &session, 1_000_000, true)));
+        for id in 0..2_000 {
+            assert!(write(event(2 * id + 2, &session, id, true)));
+            assert!(write(event(2 * id + 3, &session, id, false)));
+        }
+        let count = |kind| rows.keyspace.prefix(SessionPart::new(&session).expect("short").row(kind)).count();
+        assert!((MAX_FORGOTTEN / 2..3 * MAX_FORGOTTEN).contains(&count(Kind::Forgotten)), "{}", count(Kind::Forgotten));
+        for id in 0..2_000 {
+            assert!(!write(event(2 * id + 2, &session, id, true)), "{id} came back");
+        }
+        assert_eq!(count(Kind::Dedupe), 1, "an old id that was not forgotten stays");
+        assert!(write(event(2, &session, 1_000_000, true)), "and takes newer outcomes");
+        Ok(())
     }
 }

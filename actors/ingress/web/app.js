@@ -171,7 +171,7 @@ function begin(turn) {
 }
 
 function watch(turn) {
-  begin(turn);
+  begin(turn).watched = true;
   line.watch(turn, shown.id);
 }
 
@@ -280,7 +280,13 @@ function onMessage(message) {
     reply.bytes = reply.bytes.slice(0, message.seq);
     draw(reply);
   }
-  if (message.type === "final") finish(reply, { reason: message.finish_reason });
+  if (message.type !== "final") return;
+  finish(reply, { reason: message.finish_reason });
+  // A turn that was found running may have replaced an earlier reply: the record knows.
+  if (reply.watched && !shown.running.size) {
+    shown.id = null;
+    openFromAddress();
+  }
 }
 
 function onAccepted({ turn, session, id }) {

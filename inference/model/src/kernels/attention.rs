@@ -76,17 +76,18 @@ fn attend_heads<const HEADS: usize>(
 /// Writes the products of each query head with the keys, block by block.
 #[inline(always)]
 fn score<const HEADS: usize>(queries: &[f32], cache: HeadCache<'_>, stride: usize, scores: &mut [f32]) {
-    let queries: [&[f32]; HEADS] = std::array::from_fn(|head| &queries[head * cache.dimension..][..cache.dimension]);
     let blocks = cache.keys.chunks_exact(KEY_BLOCK * cache.dimension);
     for (block, keys) in blocks.take(stride / KEY_BLOCK).enumerate() {
         let (vectors, _) = keys.as_chunks::<LANES>();
         let (rows, _) = vectors.as_chunks::<2>();
         let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
-        for (at, keys) in rows[..cache.dimension].iter().enumerate() {
-            for head in 0..HEADS {
-                let query = queries[head][at];
-                for half in 0..2 {
-                    sums[head][half] = fma(query, &keys[half], sums[head][half]);
+        for (part, rows) in rows.chunks_exact(VALUE_BLOCK).enumerate() {
+            let queries = block_of_each::<HEADS>(queries, cache.dimension, part * VALUE_BLOCK);
+            for (at, keys) in (0..VALUE_BLOCK).zip(rows) {
+                for head in 0..HEADS {
+                    for half in 0..2 {
+                        sums[head][half] = fma(queries[head][at], &keys[half], sums[head][half]);
+                    }
                 }
             }
         }
@@ -94,6 +95,16 @@ fn score<const HEADS: usize>(queries: &[f32], cache: HeadCache<'_>, stride: usiz
             scores[head * stride + block * KEY_BLOCK..][..KEY_BLOCK].copy_from_slice(sums.as_flattened());
         }
     }
+}
+
+/// A copy of 32 values from `begin` on of each head, of known size: loops over it have no bounds to check.
+#[inline(always)]
+fn block_of_each<const HEADS: usize>(heads: &[f32], stride: usize, begin: usize) -> [[f32; KEY_BLOCK]; HEADS] {
+    let mut blocks = [[0.0; KEY_BLOCK]; HEADS];
+    for (block, values) in blocks.iter_mut().zip(heads.chunks_exact(stride)) {
+        block.copy_from_slice(&values[begin..begin + KEY_BLOCK]);
+    }
+    blocks
 }
 
 /// Turns scores into weights that sum to 1.
@@ -133,20 +144,23 @@ fn largest(scores: &[f32]) -> f32 {
 /// Sums the values by the weights in `scores`, position after position.
 #[inline(always)]
 fn weigh<const HEADS: usize>(scores: &[f32], stride: usize, cache: HeadCache<'_>, length: usize, out: &mut [f32]) {
-    let weights: [&[f32]; HEADS] = std::array::from_fn(|head| &scores[head * stride..][..length]);
-    for begin in (0..cache.dimension).step_by(VALUE_BLOCK) {
+    let parts = cache.dimension / VALUE_BLOCK;
+    let (vectors, _) = cache.values[..length * cache.dimension].as_chunks::<LANES>();
+    let (values, _) = vectors.as_chunks::<2>();
+    for part in 0..parts {
         let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
-        for (position, values) in cache.values.chunks_exact(cache.dimension).take(length).enumerate() {
-            let (vectors, _) = values[begin..begin + VALUE_BLOCK].as_chunks::<LANES>();
-            for head in 0..HEADS {
-                let weight = weights[head][position];
-                for half in 0..2 {
-                    sums[head][half] = fma(weight, &vectors[half], sums[head][half]);
+        for (block, values) in values.chunks(KEY_BLOCK * parts).enumerate() {
+            let weights = block_of_each::<HEADS>(scores, stride, block * KEY_BLOCK);
+            for (position, values) in (0..KEY_BLOCK).zip(values[part..].iter().step_by(parts)) {
+                for head in 0..HEADS {
+                    for half in 0..2 {
+                        sums[head][half] = fma(weights[head][position], &values[half], sums[head][half]);
+                    }
                 }
             }
         }
         for (sums, out) in sums.iter().zip(out.chunks_exact_mut(cache.dimension)) {
-            out[begin..begin + VALUE_BLOCK].copy_from_slice(sums.as_flattened());
+            out[part * VALUE_BLOCK..][..VALUE_BLOCK].copy_from_slice(sums.as_flattened());
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Matrix products of activations with packed weights.
 //!
-//! Weights `[outputs, inputs]` are packed into panels of 32 outputs: `[panel][input][32]`. One step of the inner loop loads 32 weights
-//! in a row and multiplies them with one input of each of up to eight rows, so that a panel is read once for every eight rows.
+//! Weights `[outputs, inputs]` are packed into panels of 32 outputs, `[panel][input][32]`, and rows of activations into tiles of up to
+//! six, `[tile][input][row]`. One step of the inner loop multiplies the 32 weights of one input with that input of each row of the
+//! tile; there is nothing in it but loads and multiply-adds, which is what lets the compiler keep the sums in registers.
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
@@ -9,12 +12,12 @@ use super::simd::{LANES, Lanes, fma, has_avx512, vectorised};
 
 /// Outputs per panel.
 pub(crate) const PANEL: usize = 2 * LANES;
-/// Rows per tile where the registers allow: 8 rows of 2 vectors are half of AVX-512's.
-const TILE_ROWS: usize = 8;
-/// Rows per tile with sixteen smaller registers.
+/// Rows per tile where there are 32 registers of sixteen floats. With more, the compiler gives the vectors up.
+const TILE_ROWS: usize = 6;
+/// Rows per tile with fewer or smaller registers.
 const SMALL_TILE_ROWS: usize = 3;
-/// Rows whose inputs stay in the second-level cache while a thread's panels pass by.
-const BLOCK_ROWS: usize = 128;
+/// Rows whose inputs stay in the second-level cache while a thread's panels pass by; whole tiles of either size.
+const BLOCK_ROWS: usize = 120;
 
 /// How many values `outputs` × `inputs` weights have when packed.
 pub(crate) fn packed_len(outputs: usize, inputs: usize) -> usize {
@@ -42,12 +45,14 @@ pub(crate) fn unpack_row(packed: &[f32], output: usize, row: &mut [f32]) {
 /// `x · Wᵀ`: rows of `inputs` values to rows of `outputs` values.
 pub(crate) fn linear(x: &[f32], packed: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
     let rows = x.len() / inputs;
+    let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
+    let x = tiled(x, inputs, tile_rows);
     let panels = outputs.div_ceil(PANEL);
     let mut by_panel = vec![0.0; panels * rows * PANEL];
     let tasks = by_panel.par_chunks_exact_mut(rows * PANEL).zip(packed.par_chunks_exact(PANEL * inputs));
     tasks.for_each(|(out, panel)| {
         for (x, out) in x.chunks(BLOCK_ROWS * inputs).zip(out.chunks_mut(BLOCK_ROWS * PANEL)) {
-            multiply_panel(x, inputs, panel, out);
+            multiply_panel(x, inputs, tile_rows, panel, out);
         }
     });
     if rows == 1 {
@@ -68,39 +73,53 @@ fn by_row(by_panel: &[f32], rows: usize, outputs: usize) -> Vec<f32> {
     out
 }
 
+/// Lays the rows of each tile side by side: `[tile][input][row]`.
+fn tiled(x: &[f32], inputs: usize, tile_rows: usize) -> Cow<'_, [f32]> {
+    if x.len() == inputs {
+        return Cow::Borrowed(x);
+    }
+    let mut tiles = vec![0.0; x.len()];
+    let pairs = tiles.par_chunks_mut(tile_rows * inputs).zip(x.par_chunks(tile_rows * inputs));
+    pairs.with_min_len(8).for_each(|(tile, x)| {
+        let rows = x.len() / inputs;
+        for (row, x) in x.chunks_exact(inputs).enumerate() {
+            for (slots, value) in tile.chunks_exact_mut(rows).zip(x) {
+                slots[row] = *value;
+            }
+        }
+    });
+    Cow::Owned(tiles)
+}
+
 vectorised! {
-    /// Multiplies rows with one panel.
-    fn multiply_panel(x: &[f32], inputs: usize, panel: &[f32], out: &mut [f32]) = multiply_tiles
+    /// Multiplies tiles of rows with one panel.
+    fn multiply_panel(tiles: &[f32], inputs: usize, tile_rows: usize, panel: &[f32], out: &mut [f32]) = multiply_tiles
 }
 
 #[inline(always)]
-fn multiply_tiles(x: &[f32], inputs: usize, panel: &[f32], out: &mut [f32]) {
-    let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
-    for (x, out) in x.chunks(tile_rows * inputs).zip(out.chunks_mut(tile_rows * PANEL)) {
-        match x.len() / inputs {
-            1 => multiply_tile::<1>(x, inputs, panel, out),
-            2 => multiply_tile::<2>(x, inputs, panel, out),
-            3 => multiply_tile::<3>(x, inputs, panel, out),
-            4 => multiply_tile::<4>(x, inputs, panel, out),
-            5 => multiply_tile::<5>(x, inputs, panel, out),
-            6 => multiply_tile::<6>(x, inputs, panel, out),
-            7 => multiply_tile::<7>(x, inputs, panel, out),
-            _ => multiply_tile::<TILE_ROWS>(x, inputs, panel, out),
+fn multiply_tiles(tiles: &[f32], inputs: usize, tile_rows: usize, panel: &[f32], out: &mut [f32]) {
+    for (tile, out) in tiles.chunks(tile_rows * inputs).zip(out.chunks_mut(tile_rows * PANEL)) {
+        match tile.len() / inputs {
+            1 => multiply_tile::<1>(tile, panel, out),
+            2 => multiply_tile::<2>(tile, panel, out),
+            3 => multiply_tile::<3>(tile, panel, out),
+            4 => multiply_tile::<4>(tile, panel, out),
+            5 => multiply_tile::<5>(tile, panel, out),
+            _ => multiply_tile::<TILE_ROWS>(tile, panel, out),
         }
     }
 }
 
 #[inline(always)]
-fn multiply_tile<const ROWS: usize>(x: &[f32], inputs: usize, panel: &[f32], out: &mut [f32]) {
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
+fn multiply_tile<const ROWS: usize>(tile: &[f32], panel: &[f32], out: &mut [f32]) {
+    let (inputs, _) = tile.as_chunks::<ROWS>();
     let (vectors, _) = panel.as_chunks::<LANES>();
     let (steps, _) = vectors.as_chunks::<2>();
     let mut sums: [[Lanes; 2]; ROWS] = [[[0.0; LANES]; 2]; ROWS];
-    for (input, weights) in steps[..inputs].iter().enumerate() {
+    for (values, weights) in inputs.iter().zip(steps) {
         for row in 0..ROWS {
-            let value = rows[row][input];
             for half in 0..2 {
-                sums[row][half] = fma(value, &weights[half], sums[row][half]);
+                sums[row][half] = fma(values[row], &weights[half], sums[row][half]);
             }
         }
     }
@@ -143,12 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn small_tiles_give_the_same_bits() {
-        let (inputs, x, weights) = (48, values(3 * 48, 0.1), values(32 * 48, 3.0));
+    fn every_tile_size_gives_the_same_bits() {
+        let (inputs, x, weights) = (48, values(13 * 48, 0.1), values(32 * 48, 3.0));
         let panel = packed(&weights, inputs);
-        let mut out = vec![0.0; 3 * PANEL];
-        multiply_tile::<3>(&x, inputs, &panel, &mut out);
-        assert_eq!(out, reference(&x, &weights, inputs));
+        for tile_rows in 1..=TILE_ROWS {
+            let mut out = vec![0.0; 13 * PANEL];
+            multiply_panel(&tiled(&x, inputs, tile_rows), inputs, tile_rows, &panel, &mut out);
+            assert_eq!(out, reference(&x, &weights, inputs), "{tile_rows} rows per tile");
+        }
     }
 
     #[test]

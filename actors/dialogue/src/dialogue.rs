@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use parlance_cluster_protocol::{
-    BodyHash, Position, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnId, UserHash,
+    BodyHash, KeyBound, Position, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnId, UserHash,
 };
 
 use crate::{
@@ -189,7 +189,7 @@ impl Dialogue {
             Command::AddItems { caller, items } => self.add_items(caller, items, out),
             Command::Delete { caller } => self.delete(caller, out),
             Command::BindKey { caller, body_hash, target, turn, expires_at } => {
-                let bound = parlance_cluster_protocol::KeyBound { body_hash, target, turn, expires_at };
+                let bound = KeyBound { body_hash, target, turn, expires_at };
                 self.bind_key(caller, bound, out);
             }
             Command::Submit { caller, turn, create } => self.submit(caller, *turn, create, out),

@@ -11,6 +11,7 @@ use crate::{Answer, RequestId, Tag};
 
 /// Something to be done outside, in order.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "the largest is the most frequent, and effects are handed on at once")]
 pub enum Effect {
     /// Append the record to the log. Once it is settled: [`apply`](crate::Dialogue::apply) it and tell
     /// [`Committed`](crate::Command::Committed), or tell [`NeverCommitted`](crate::Command::NeverCommitted). Proposals

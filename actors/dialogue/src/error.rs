@@ -11,9 +11,9 @@ pub enum DialogueError {
     #[error("a record of session {found} was given to session {expected}")]
     WrongSession {
         /// The session that the state belongs to.
-        expected: SessionKey,
+        expected: Box<SessionKey>,
         /// The session in the record.
-        found: SessionKey,
+        found: Box<SessionKey>,
     },
     /// The record cannot follow those before it.
     #[error("the record at position {position} of {turn:?} cannot follow those before it: {reason}")]

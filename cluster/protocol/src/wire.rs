@@ -437,7 +437,9 @@ impl From<&domain::SessionEvent> for record::Event {
                 metadata: updated.metadata.clone().map(|labels| Metadata { labels }),
                 system_prompt: updated.system_prompt.clone(),
             }),
-            domain::SessionEvent::ItemsAdded(added) => Self::ItemsAdded(ItemsAdded { items: stored_items(&added.items) }),
+            domain::SessionEvent::ItemsAdded(added) => {
+                Self::ItemsAdded(ItemsAdded { items: stored_items(&added.items) })
+            }
             domain::SessionEvent::KeyBound(bound) => Self::KeyBound(KeyBound {
                 body_hash: bound.body_hash.to_vec(),
                 target: bound.target.encode(),
@@ -489,10 +491,9 @@ impl TryFrom<record::Event> for domain::SessionEvent {
                 expires_at: TimestampMs(bound.expires_at_ms),
             }),
             record::Event::TurnAccepted(accepted) => Self::TurnAccepted((*accepted).try_into()?),
-            record::Event::AttemptStarted(started) => Self::AttemptStarted(domain::AttemptStarted {
-                turn: turn(started.turn)?,
-                attempt: started.attempt,
-            }),
+            record::Event::AttemptStarted(started) => {
+                Self::AttemptStarted(domain::AttemptStarted { turn: turn(started.turn)?, attempt: started.attempt })
+            }
             record::Event::Progress(progress) => Self::Progress(domain::Progress {
                 turn: turn(progress.turn)?,
                 attempt: progress.attempt,

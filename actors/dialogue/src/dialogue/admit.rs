@@ -1,7 +1,8 @@
 //! Requests: refused, answered from what is recorded, or proposed as a record.
 
 use parlance_cluster_protocol::{
-    BodyHash, History, Item, ItemsAdded, KeyBound, SessionEvent, SessionOpened, SessionUpdated, TurnAccepted, TurnId,
+    BodyHash, History, Item, ItemsAdded, KeyBound, SessionEvent, SessionOpened, SessionUpdated, TimestampMs,
+    TurnAccepted, TurnId,
 };
 
 use super::{Accepting, Binder, Dialogue, InFlight, Setting};
@@ -195,7 +196,7 @@ impl Dialogue {
     }
 
     /// A turn waits for those before it, so it is given at least their time.
-    fn last_deadline(&self) -> parlance_cluster_protocol::TimestampMs {
+    fn last_deadline(&self) -> TimestampMs {
         let proposed = self.accepting().next_back().map(|accepting| accepting.deadline);
         proposed.or(self.durable.open.back().map(|open| open.request.deadline)).unwrap_or_default()
     }

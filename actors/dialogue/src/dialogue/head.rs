@@ -195,11 +195,11 @@ impl Dialogue {
     }
 
     pub(super) fn attempt_lost(&mut self, turn: TurnId) {
-        let until = self.clock;
-        if let Some(head) = self.head.as_mut().filter(|head| head.turn == turn) {
-            if matches!(head.phase, Phase::Attempting) {
-                head.phase = Phase::Waiting { until };
+        match &mut self.head {
+            Some(Head { turn: running, phase: phase @ Phase::Attempting, .. }) if *running == turn => {
+                *phase = Phase::Waiting { until: self.clock };
             }
+            _ => {}
         }
     }
 

@@ -31,7 +31,7 @@ impl Durable {
         changes: &mut Vec<ViewChange>,
     ) -> Result<Option<Folded>, DialogueError> {
         if record.session != self.session {
-            let (expected, found) = (self.session.clone(), record.session.clone());
+            let (expected, found) = (Box::new(self.session.clone()), Box::new(record.session.clone()));
             return Err(DialogueError::WrongSession { expected, found });
         }
         if self.position.is_some_and(|last| position <= last) {

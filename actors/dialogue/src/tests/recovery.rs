@@ -3,7 +3,7 @@
 use super::world::*;
 use crate::{Command, DialogueError, Projector};
 use parlance_cluster_protocol::{
-    Position, Progress, Replied, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnId,
+    FinishReason, Position, Progress, Replied, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnId,
 };
 
 fn progress(world: &World) -> Vec<(u32, usize)> {
@@ -174,7 +174,7 @@ fn replied(world: &World, turn: u128) -> SessionRecord {
         turn: TurnId(turn),
         attempt: 1,
         text: "rogue".into(),
-        finish: parlance_cluster_protocol::FinishReason::Stop,
+        finish: FinishReason::Stop,
         usage: Default::default(),
         model: Default::default(),
     });

@@ -2,7 +2,7 @@
 
 use super::world::*;
 use crate::{Command, Effect, Limits, Refusal};
-use parlance_cluster_protocol::{SessionEvent, TimestampMs, TurnId};
+use parlance_cluster_protocol::{FinishReason, SessionEvent, TimestampMs, TurnId};
 
 #[test]
 fn a_turn_is_acknowledged_and_begun_only_when_it_is_committed() {
@@ -144,7 +144,7 @@ fn what_an_abandoned_attempt_says_does_not_count() {
     let finished = Command::GenerationFinished {
         turn: TurnId(1),
         attempt: 1,
-        finish: parlance_cluster_protocol::FinishReason::Stop,
+        finish: FinishReason::Stop,
         usage: Default::default(),
     };
     world.model_fails(Some(0));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use parlance_cluster_protocol::{
-    GenerationOptions, History, Item, ModelTag, Origin, Position, Role, SessionEvent, SessionKey, SessionRecord,
-    TimestampMs, TurnAccepted, TurnId, Usage,
+    FinishReason, GenerationOptions, History, Item, ModelTag, Origin, Position, Role, SessionEvent, SessionKey,
+    SessionRecord, TimestampMs, TurnAccepted, TurnId, Usage,
 };
 
 use super::store::Store;
@@ -161,11 +161,11 @@ impl World {
     }
 
     fn recorded_attempt(&self, turn: TurnId) -> u32 {
-        let recorded = self.log.iter().filter_map(|record| match &record.event {
+        let recorded = self.log.iter().rev().find_map(|record| match &record.event {
             SessionEvent::AttemptStarted(started) if started.turn == turn => Some(started.attempt),
             _ => None,
         });
-        recorded.last().unwrap_or(1)
+        recorded.unwrap_or(1)
     }
 
     pub(super) fn accepted(&self, turn: TurnId) -> Option<&TurnAccepted> {
@@ -307,7 +307,7 @@ impl World {
         let Some((said, _)) = self.said.clone() else { return Vec::new() };
         let Some(order) = self.running.take() else { return Vec::new() };
         let usage = Usage { prompt_tokens: 5, completion_tokens: said as u32, cached_tokens: 1 };
-        let finish = parlance_cluster_protocol::FinishReason::Stop;
+        let finish = FinishReason::Stop;
         self.tell(Command::GenerationFinished { turn: order.turn, attempt: order.attempt, finish, usage })
     }
 

@@ -11,17 +11,17 @@ use parlance_cluster_protocol::{
 
 const START: u64 = 1_700_000_000_000;
 
-pub fn session() -> SessionKey {
+pub(crate) fn session() -> SessionKey {
     SessionKey::api("tenant", "chat")
 }
 
 /// A small window, so that it has moved.
-pub fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits { history_items: 3, ..Limits::default() }
 }
 
 /// States by the name of their fixture, each folded from records.
-pub fn states() -> Vec<(&'static str, Durable)> {
+pub(crate) fn states() -> Vec<(&'static str, Durable)> {
     vec![
         ("state-new.v1", fold(vec![])),
         ("state-rest.v1", fold(conversation())),
@@ -119,7 +119,7 @@ fn failed(turn: u128) -> TurnFailed {
 }
 
 /// Transcript rows by the name of their fixture.
-pub fn items() -> Vec<(&'static str, HistoryItem)> {
+pub(crate) fn items() -> Vec<(&'static str, HistoryItem)> {
     let reply = |finish| ItemKind::Reply { finish, usage: usage(), model: model(), given: false };
     let given = ItemKind::Reply { finish: FinishReason::Stop, usage: Usage::default(), model: model(), given: true };
     let added =
@@ -149,7 +149,7 @@ fn item(role: Role, kind: ItemKind) -> HistoryItem {
 }
 
 /// Dedupe rows by the name of their fixture.
-pub fn outcomes() -> Vec<(&'static str, DedupeOutcome)> {
+pub(crate) fn outcomes() -> Vec<(&'static str, DedupeOutcome)> {
     let failure = Outcome::Failed(Arc::new(failed(1)));
     let bare = DedupeOutcome { body_hash: None, user: None, key_id: 0, ..outcome(true, None) };
     vec![

@@ -12,7 +12,7 @@ use parlance_cluster_protocol::{
 const TURN: TurnId = TurnId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 
 /// Every kind of log entry, by the name of its fixture.
-pub fn entries() -> Vec<(&'static str, Entry)> {
+pub(crate) fn entries() -> Vec<(&'static str, Entry)> {
     let epoch = Epoch { offset: Offset(300), nonce: Nonce(0xfedc_ba98_7654_3210_0123_4567_89ab_cdef) };
     let nonce = Nonce(1 << 127 | 1);
     let claim = Claim { node: "node-1".into(), nonce, prev_epoch: Some(epoch), at: TimestampMs(1_700_000_000_123) };
@@ -28,7 +28,7 @@ pub fn entries() -> Vec<(&'static str, Entry)> {
 }
 
 /// Every kind of session event, by the name of its fixture.
-pub fn records() -> Vec<(&'static str, SessionRecord)> {
+pub(crate) fn records() -> Vec<(&'static str, SessionRecord)> {
     let events = vec![
         ("record-opened.v1", SessionEvent::Opened(opened())),
         ("record-updated.v1", SessionEvent::Updated(updated())),

@@ -30,7 +30,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use parlance_cluster_protocol::{Offset, ShardId};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::{
     directory::{Directory, FIRST_SEGMENT, Lock, unusable},
@@ -157,10 +157,14 @@ impl LocalLog {
 impl Drop for LocalLog {
     fn drop(&mut self) {
         self.shared.queue.close();
+        // The last handle may go with a callback, on the writer thread: it cannot wait for itself, and both threads end by themselves.
+        let here = thread::current().id();
+        if self.threads.iter().any(|thread| thread.thread().id() == here) {
+            return;
+        }
         for thread in self.threads.drain(..) {
-            // The last handle may go with a callback, on the writer thread itself: it ends by itself then.
-            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-                warn!("a thread of the log had panicked");
+            if thread.join().is_err() {
+                error!("a thread of the log had panicked");
             }
         }
     }

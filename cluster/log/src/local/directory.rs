@@ -9,6 +9,8 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Instant,
 };
 
 use parlance_cluster_protocol::WireError;
@@ -104,7 +106,7 @@ impl Directory {
         let meta_tmp = self.path.join(META_TMP);
         write_durably(&meta_tmp, &meta.encode()).map_err(|e| unusable(&meta_tmp, e))?;
         self.sync()?;
-        self.create_segment(FIRST_SEGMENT, header, segment_bytes)?;
+        self.create_segment(FIRST_SEGMENT, header, segment_bytes, false)?;
         let meta_path = self.path.join(META);
         fs::rename(&meta_tmp, &meta_path).map_err(|e| unusable(&meta_path, e))?;
         self.sync()
@@ -124,10 +126,17 @@ impl Directory {
     }
 
     /// Makes a segment of `bytes` bytes, zero but for `header`, and durable in content and name.
-    pub(super) fn create_segment(&self, sequence: u32, header: &[u8], bytes: usize) -> Result<SegmentFile, LogError> {
+    /// `gently` leaves half of the disk's time to the writer.
+    pub(super) fn create_segment(
+        &self,
+        sequence: u32,
+        header: &[u8],
+        bytes: usize,
+        gently: bool,
+    ) -> Result<SegmentFile, LogError> {
         let path = self.segment_path(sequence);
         let tmp = path.with_extension("seg.tmp");
-        let file = fill_with_zeros(&tmp, header, bytes).map_err(|e| {
+        let file = fill_with_zeros(&tmp, header, bytes, gently).map_err(|e| {
             // What little was written must not take the last space; a failure to remove it is found again by the next open.
             let _ = fs::remove_file(&tmp);
             unusable(&tmp, e)
@@ -235,11 +244,17 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.sync_all()
 }
 
-fn fill_with_zeros(path: &Path, header: &[u8], bytes: usize) -> io::Result<File> {
+fn fill_with_zeros(path: &Path, header: &[u8], bytes: usize, gently: bool) -> io::Result<File> {
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
     let zeros = vec![0; FILL_BYTES.min(bytes)];
     for at in (0..bytes).step_by(FILL_BYTES) {
+        let begun = Instant::now();
         file.write_all_at(&zeros[..FILL_BYTES.min(bytes - at)], at as u64)?;
+        if gently {
+            // Not `sync_data`: that call is the writer's alone, so that a trace can count it.
+            file.sync_all()?;
+            thread::sleep(begun.elapsed());
+        }
     }
     file.write_all_at(header, 0)?;
     file.sync_all()?;

@@ -1,5 +1,5 @@
-//! The bytes of the local log. All numbers are little-endian; every unit begins on a [`BLOCK`], so that no byte that was
-//! once synced is ever written again.
+//! The bytes of the local log. All numbers are little-endian; every unit begins on a [`BLOCK`], so that writing a batch never
+//! touches a byte that was synced before.
 //!
 //! ```text
 //! meta      magic 8 | version u32 | shards u16 | 0 u16 | log id u128 | created ms u64 | crc u32

@@ -108,7 +108,7 @@ impl Keeper {
     }
 
     fn make_spare(&self, sequence: u32) -> Result<SegmentFile, LogError> {
-        self.directory.create_segment(sequence, &[], self.segment_bytes).map_err(|e| match &e {
+        self.directory.create_segment(sequence, &[], self.segment_bytes, true).map_err(|e| match &e {
             LogError::Unusable { source, .. } if is_full(source) => self.full(),
             _ => e,
         })

@@ -102,6 +102,7 @@ impl Writer {
                 self.add(pending);
             }
             self.flush();
+            self.shared.metrics.queue_bytes(0);
         }
         self.keeper.close();
     }

@@ -1,5 +1,6 @@
 //! Tests of the local log on real files.
 
+mod callers;
 mod conformance;
 mod crash;
 mod disk;

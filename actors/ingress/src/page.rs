@@ -138,7 +138,7 @@ mod tests {
         Assets::of(&[("index.html", PAGE), ("app.js", b"1"), ("style.css", b"2")])
     }
 
-    fn header<'a>(response: &'a Response, name: header::HeaderName) -> &'a str {
+    fn header(response: &Response, name: header::HeaderName) -> &str {
         response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 

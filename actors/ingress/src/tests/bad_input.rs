@@ -82,8 +82,14 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Whole bodies: (path, body, status, code, param).
-const BODIES: &[(&str, &[u8], u16, &str, Option<&str>)] = &[
+/// Path, body, status, code, param.
+type BodyCase = (&'static str, &'static [u8], u16, &'static str, Option<&'static str>);
+
+/// Headers, status, code, param.
+type HeaderCase = (&'static [(&'static str, &'static str)], u16, &'static str, Option<&'static str>);
+
+/// Whole bodies.
+const BODIES: &[BodyCase] = &[
     (CHAT, b"", 400, "invalid_json", None),
     (CHAT, b"{", 400, "invalid_json", None),
     (CHAT, b"[]", 400, "invalid_value", None),
@@ -161,7 +167,7 @@ async fn bad_bodies_are_refused_by_name() {
 async fn bad_headers_paths_and_methods_are_refused() {
     let face = Face::new(FAST).await;
     let good = r#"{"messages": [{"role": "user", "content": "x"}]}"#;
-    let headers: &[(&[(&str, &str)], u16, &str, Option<&str>)] = &[
+    let headers: &[HeaderCase] = &[
         (&[("x-session-id", "a b")], 400, "invalid_value", Some("X-Session-ID")),
         (&[("x-session-id", "")], 400, "invalid_value", Some("X-Session-ID")),
         (&[("x-model-id", "../../etc/passwd")], 404, "model_not_found", Some("model")),

@@ -57,8 +57,14 @@ fn piped_lines_are_turns_of_one_conversation_that_outlives_the_node() {
 
     let listed: Value = serde_json::from_str(&run(&place, &node, &["session", "list", "--json"]).stdout).expect("JSON");
     assert_eq!((&listed[0]["id"], &listed[0]["items"]), (&"s1".into(), &6.into()), "{listed}");
-    let shown: Value = serde_json::from_str(&run(&place, &node, &["session", "inspect", "s1", "--json"]).stdout).expect("JSON");
-    let said: Vec<&str> = shown["items"].as_array().expect("items").iter().filter_map(|item| item["content"][0]["text"].as_str()).collect();
+    let shown: Value =
+        serde_json::from_str(&run(&place, &node, &["session", "inspect", "s1", "--json"]).stdout).expect("JSON");
+    let said: Vec<&str> = shown["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .filter_map(|item| item["content"][0]["text"].as_str())
+        .collect();
     assert_eq!((said.len(), said[0], said[2], said[4]), (6, "one", "two", "three"));
     assert!(said[1].starts_with(&mark("one")) && said[5].starts_with(&mark("three")), "{said:?}");
     let text = run(&place, &node, &["session", "inspect", "s1"]);
@@ -98,9 +104,12 @@ fn an_answer_goes_on_where_a_killed_node_left_it() {
     let address = node.address().to_string();
     let input = std::fs::File::open(place.file("lines", "persist\n")).expect("a file");
     let mut chat = place.parlance();
-    chat.args(["chat", "--session", "s", "--server", &server(&node)]).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    chat.args(["chat", "--session", "s", "--server", &server(&node)])
+        .stdin(input)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let chat = chat.spawn().expect("the client");
-    let mut output = Output::of(chat);
+    let output = Output::of(chat);
     output.wait_for(&mark("persist"));
     node.kill();
     let _node = up(&address);
@@ -195,7 +204,8 @@ fn a_person_can_stop_regenerate_start_anew_and_leave() {
     let (code, text) = person.ended();
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("parlance chat --session chat-"), "{text}");
-    let shown: Value = serde_json::from_str(&run(&place, &node, &["session", "inspect", "s", "--json"]).stdout).expect("JSON");
+    let shown: Value =
+        serde_json::from_str(&run(&place, &node, &["session", "inspect", "s", "--json"]).stdout).expect("JSON");
     let replies = shown["items"].as_array().expect("items").iter().filter(|item| item["role"] == "assistant").count();
     assert!((1..=2).contains(&replies), "{shown}");
 }

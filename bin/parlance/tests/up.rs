@@ -24,7 +24,10 @@ fn the_first_line_has_the_promised_form_and_a_boot_of_its_own() {
         let line = node.listening.clone();
         let keys: Vec<&String> = line.as_object().expect("an object").keys().collect();
         assert_eq!(keys.len(), 5, "{line}");
-        assert_eq!((&line["event"], &line["cluster"], &line["node"]), (&json!("listening"), &Value::Null, &json!("one")));
+        assert_eq!(
+            (&line["event"], &line["cluster"], &line["node"]),
+            (&json!("listening"), &Value::Null, &json!("one"))
+        );
         assert_ne!(node.address().port(), 0);
         assert_eq!(get(&node.url("/healthz")).status, 200);
         boots.push(line["boot"].as_str().expect("a boot").to_owned());
@@ -57,7 +60,8 @@ fn a_port_in_use_is_told_and_no_data_is_made() {
     let place = Place::new();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound").to_string();
-    let refused = end(place.parlance().args(["up", "--listen", &address, "--model", SCRIPTED, "--data"]).arg(place.data()));
+    let refused =
+        end(place.parlance().args(["up", "--listen", &address, "--model", SCRIPTED, "--data"]).arg(place.data()));
     refused.assert_refused(1, &[&address, "in use", "--listen"]);
     assert!(refused.stdout.is_empty() && !place.data().exists());
 }
@@ -75,7 +79,9 @@ fn a_data_directory_in_use_is_told_and_its_node_goes_on() {
 fn a_data_directory_that_cannot_be_written_is_told() {
     let place = Place::new();
     let file = place.file("file", "");
-    let up = |data: &Path| end(place.parlance().args(["up", "--listen", "127.0.0.1:0", "--model", SCRIPTED, "--data"]).arg(data));
+    let up = |data: &Path| {
+        end(place.parlance().args(["up", "--listen", "127.0.0.1:0", "--model", SCRIPTED, "--data"]).arg(data))
+    };
     up(&file.join("data")).assert_refused(1, &["cannot use the data directory", "--data"]);
     up(&file).assert_refused(1, &["--data"]);
     // Not even root can write here.
@@ -85,7 +91,9 @@ fn a_data_directory_that_cannot_be_written_is_told() {
 #[test]
 fn models_that_cannot_be_served_are_told_before_anything_is_started() {
     let place = Place::new();
-    let up = |model: &str| end(place.parlance().args(["up", "--listen", "127.0.0.1:0", "--model", model, "--data"]).arg(place.data()));
+    let up = |model: &str| {
+        end(place.parlance().args(["up", "--listen", "127.0.0.1:0", "--model", model, "--data"]).arg(place.data()))
+    };
     up("default").assert_refused(2, &["does not exist", "parlance model fetch"]);
     up("other").assert_refused(2, &["does not exist", "parlance model list"]);
     up("/nowhere/model.gguf").assert_refused(2, &["/nowhere/model.gguf does not exist"]);
@@ -140,7 +148,12 @@ fn keys_and_tls_let_in_whoever_has_both() {
     let keys = place.file("keys", format!("# ours\n{KEY}\n"));
     let mut up = place.parlance();
     up.args(["up", "--listen", "0.0.0.0:0", "--model", SCRIPTED, "--data"]).arg(place.data());
-    up.arg("--api-key-file").arg(&keys).arg("--tls-cert").arg(certs.join("cert.pem")).arg("--tls-key").arg(certs.join("key.pem"));
+    up.arg("--api-key-file")
+        .arg(&keys)
+        .arg("--tls-cert")
+        .arg(certs.join("cert.pem"))
+        .arg("--tls-key")
+        .arg(certs.join("key.pem"));
     let node = Node::start(&place, &mut up);
     let server = format!("https://localhost:{}", node.address().port());
     let url = format!("{server}/v1/models");

@@ -131,7 +131,7 @@ fn other_machines_are_served_only_with_keys_and_tls_or_on_demand() {
 #[test]
 fn the_model_flag_is_the_model_named_default() {
     let overrides = Overrides { model: Some("scripted:token_ms=5".into()), ..Overrides::default() };
-    let config = load("[models.other]\nsource = 'scripted'", &[], overrides).expect("valid");
+    let config = load("[models.other]\nsource = '/x.gguf'", &[], overrides).expect("valid");
     assert_eq!(config.models.keys().collect::<Vec<_>>(), ["default", "other"]);
     assert_eq!(config.models["default"].source, ModelSource::Scripted("scripted:token_ms=5".into()));
     let unnamed = load("", &[], Overrides::default()).expect("valid");

@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
@@ -267,7 +267,8 @@ impl Drop for Node {
         if std::thread::panicking() {
             let kept = std::env::temp_dir().join(format!("parlance-node-{}.log", self.child.id()));
             let _ = std::fs::copy(&self.log, &kept);
-            eprintln!("the node's log is kept at {}", kept.display());
+            // libtest's capture does not matter here: the line must be seen beside the failure.
+            let _ = writeln!(std::io::stderr(), "the node's log is kept at {}", kept.display());
         }
     }
 }

@@ -1,0 +1,91 @@
+"""The official Python client, unmodified, against a node with the scripted model. Called as: openai_client.py BASE_URL"""
+
+import hashlib
+import sys
+
+import openai
+
+
+def mark(text):
+    """What every scripted answer begins with."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def chat(client):
+    answer = client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "one"}])
+    assert answer.choices[0].message.content.startswith(mark("one")), answer
+    assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens > 0, answer
+
+
+def chat_stream(client):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "two"}]
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(model="scripted", messages=messages, stream=True, stream_options=options)
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text.startswith(mark("two")), text
+    assert chunks[-1].usage.total_tokens > 0 and not chunks[-1].choices, chunks[-1]
+
+
+def responses(client):
+    first = client.responses.create(model="scripted", input="three")
+    assert first.output_text.startswith(mark("three")) and first.status == "completed", first
+    second = client.responses.create(model="scripted", input="four", previous_response_id=first.id)
+    assert second.output_text.startswith(mark("four")) and second.previous_response_id == first.id, second
+    again = client.responses.retrieve(first.id)
+    assert again.output_text == first.output_text, again
+
+
+def responses_stream(client):
+    conversation = client.conversations.create(metadata={"topic": "tests"})
+    with client.responses.stream(model="scripted", input="five", conversation=conversation.id) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text and text.startswith(mark("five")), (text, final)
+    client.responses.create(model="scripted", input="six", conversation=conversation.id)
+    items = list(client.conversations.items.list(conversation.id, order="asc"))
+    assert [item.role for item in items] == ["user", "assistant"] * 2, items
+    assert items[2].content[0].text == "six" and items[3].content[0].text.startswith(mark("six")), items
+
+
+def sessions_and_keys(client):
+    def ask(text, key):
+        headers = {"X-Session-ID": "python", "Idempotency-Key": key}
+        raw = client.chat.completions.with_raw_response
+        return raw.create(model="scripted", messages=[{"role": "user", "content": text}], extra_headers=headers)
+
+    first, again = ask("seven", "k1"), ask("seven", "k1")
+    assert first.headers["x-turn-id"] == again.headers["x-turn-id"], again.headers
+    assert again.headers["idempotency-replayed"] == "true", again.headers
+    assert first.parse().choices[0].message.content == again.parse().choices[0].message.content
+    try:
+        ask("eight", "k1")
+        raise AssertionError("another body under the same key was taken")
+    except openai.ConflictError as error:
+        assert error.body["code"] == "idempotency_conflict", error.body
+
+
+def errors(client):
+    for call, kind, code in [
+        (lambda: client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "x"}]),
+         openai.NotFoundError, "model_not_found"),
+        (lambda: client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "x"}], temperature=-1),
+         openai.BadRequestError, "invalid_value"),
+        (lambda: client.conversations.retrieve("nobody"), openai.NotFoundError, "session_not_found"),
+    ]:
+        try:
+            call()
+            raise AssertionError(f"no {code}")
+        except kind as error:
+            assert error.body["code"] == code and error.body["message"], error.body
+
+
+def main():
+    client = openai.OpenAI(base_url=sys.argv[1], api_key="any")
+    assert "scripted" in [model.id for model in client.models.list()]
+    for check in [chat, chat_stream, responses, responses_stream, sessions_and_keys, errors]:
+        check(client)
+        print(f"ok {check.__name__}")
+
+
+main()

@@ -40,7 +40,6 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Run {
     attempt: u32,
-    started: Option<Started>,
     said: Said,
     /// How many of the tokens said are recorded.
     recorded: usize,
@@ -55,13 +54,14 @@ struct Started {
 
 #[derive(Debug, Default)]
 struct Said {
+    started: Option<Started>,
     tokens: Vec<u32>,
     text: String,
 }
 
 impl Run {
     fn wants_checkpoint(&self) -> bool {
-        self.started.is_some() && self.recorded < self.said.tokens.len()
+        self.said.started.is_some() && self.recorded < self.said.tokens.len()
     }
 
     fn next_checkpoint(&self, every_ms: u64) -> TimestampMs {
@@ -241,7 +241,7 @@ impl Dialogue {
     ) {
         let recorded = self.durable.open.front().map_or(0, |open| open.tokens.len());
         let Some(run) = self.run_mut(turn, attempt) else { return };
-        run.started = Some(Started { model, prompt_tokens });
+        run.said.started = Some(Started { model, prompt_tokens });
         run.recorded = if continues { recorded } else { 0 };
         if let Some(head) = self.head.as_mut().filter(|_| !continues) {
             head.said = Said::default();
@@ -259,7 +259,7 @@ impl Dialogue {
     fn checkpoint(&mut self, out: &mut Vec<Effect>) {
         let (now, limits) = (self.clock, self.limits);
         let Some(Head { turn, phase: Phase::Running(run), .. }) = &mut self.head else { return };
-        let (Some(started), Some(new)) = (&run.started, run.said.tokens.get(run.recorded..)) else { return };
+        let (Some(started), Some(new)) = (&run.said.started, run.said.tokens.get(run.recorded..)) else { return };
         let due = new.len() >= limits.checkpoint_tokens || run.next_checkpoint(limits.checkpoint_ms) <= now;
         let in_flight = self.pending.iter().any(|pending| matches!(pending.what, InFlight::Progress(_)));
         if new.is_empty() || !due || in_flight {
@@ -287,8 +287,8 @@ impl Dialogue {
 
     pub(super) fn generation_finished(&mut self, turn: TurnId, attempt: u32, finish: FinishReason, usage: Usage) {
         let Some(run) = self.run_mut(turn, attempt) else { return };
-        let text = std::mem::take(&mut run.said.text);
-        let model = run.started.take().map(|started| started.model).unwrap_or_default();
+        let Said { started, text, .. } = std::mem::take(&mut run.said);
+        let model = started.map(|started| started.model).unwrap_or_default();
         let replied = Replied { turn, attempt, text, finish, usage, model };
         if let Some(head) = &mut self.head {
             head.phase = Phase::Ending(SessionEvent::Replied(replied));
@@ -318,27 +318,23 @@ impl Dialogue {
 
 /// Whether as much was said as is recorded: what may have been shown is not taken back by a stop.
 fn has_caught_up(open: &OpenTurn, head: &Head) -> bool {
-    let anew = matches!(&head.phase, Phase::Running(run) if run.started.is_some() && run.recorded == 0);
+    let anew = matches!(&head.phase, Phase::Running(run) if run.said.started.is_some() && run.recorded == 0);
     anew || head.longest().tokens.len() >= open.tokens.len()
 }
 
 fn cancelled(open: &OpenTurn, head: &Head) -> SessionEvent {
     let said = head.longest();
-    let started = match &head.phase {
-        Phase::Running(run) => run.started.as_ref(),
-        _ => None,
-    };
     SessionEvent::Replied(Replied {
         turn: head.turn,
         attempt: open.attempt,
         text: said.text.clone(),
         finish: FinishReason::Cancelled,
         usage: Usage {
-            prompt_tokens: started.map_or(0, |started| started.prompt_tokens),
+            prompt_tokens: said.started.as_ref().map_or(0, |started| started.prompt_tokens),
             completion_tokens: said.tokens.len() as u32,
             cached_tokens: 0,
         },
-        model: started.map(|started| started.model.clone()).or(open.model.clone()).unwrap_or_default(),
+        model: said.started.as_ref().map(|started| started.model.clone()).unwrap_or_default(),
     })
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use parlance_cluster_protocol::{
-    FinishReason, GenerationOptions, History, Item, ModelTag, Origin, Position, Role, SessionEvent, SessionKey,
-    SessionRecord, TimestampMs, TurnAccepted, TurnId, Usage,
+    FinishReason, GenerationOptions, History, Item, ModelTag, Origin, Position, Replied, Role, SessionEvent,
+    SessionKey, SessionRecord, TimestampMs, TurnAccepted, TurnId, Usage,
 };
 
 use super::store::Store;
@@ -116,6 +116,9 @@ impl World {
         let before = self.in_flight.back().map(|(_, record)| record).or(self.log.last());
         assert!(before.is_none_or(|before| before.at <= record.at), "recorded time never runs backwards");
         assert_eq!(SessionRecord::decode(record.encode()).as_ref(), Ok(record), "a record is stored as it is");
+        if let SessionEvent::Replied(replied) = &record.event {
+            check_text(replied);
+        }
         self.last_tag = Some(tag);
         self.in_flight.push_back((tag, record.clone()));
     }
@@ -345,6 +348,12 @@ impl World {
         let store = self.stores.last().cloned().unwrap_or_default();
         store.transcript().into_iter().map(|row| row.item.text.clone()).collect()
     }
+}
+
+/// A reply is what one model said from its beginning, however often it was interrupted.
+fn check_text(replied: &Replied) {
+    let tokens = tokens_of(&replied.model, replied.turn, replied.usage.completion_tokens as usize);
+    assert_eq!(replied.text, text_of(&tokens));
 }
 
 /// Both would behave alike from here on.

@@ -12,7 +12,7 @@ use crate::auth::Auth;
 pub struct IngressOptions {
     /// Who may call.
     pub auth: Auth,
-    /// TLS, or plain text where absent. See [`tls::server_config`](crate::tls::server_config).
+    /// TLS, or plain text where absent. Its ALPN names decide whether HTTP/2 is spoken.
     pub tls: Option<Arc<ServerConfig>>,
     /// The bounds.
     pub limits: IngressLimits,

@@ -10,6 +10,7 @@ mod local;
 mod metrics;
 pub mod ownership;
 mod port;
+pub mod sim;
 
 pub use error::LogError;
 pub use local::{LocalLog, LocalLogOptions};

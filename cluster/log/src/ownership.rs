@@ -69,9 +69,14 @@ use bytes::Bytes;
 use parlance_cluster_protocol::{Epoch, Nonce, Offset, Seq, SlotId, TimestampMs, WireError};
 use thiserror::Error;
 
+use crate::MAX_ENTRY_BYTES;
+
 pub use machine::Ownership;
 pub use rules::{Rule, Rules};
 pub use validator::{LogPoint, SlotTable, Validator, Verdict};
+
+/// The largest payload that is taken: an entry's own fields need less than the rest.
+pub const MAX_PAYLOAD_BYTES: usize = MAX_ENTRY_BYTES - 128;
 
 /// Names one proposal within its process; counted from 0, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -255,6 +260,12 @@ pub enum ProposeError {
     /// The slot lives in another shard.
     #[error("the shard does not own slot {0}")]
     ForeignSlot(SlotId),
+    /// The log would not take it: a larger entry is never written.
+    #[error("a payload of {bytes} bytes is over the limit of {MAX_PAYLOAD_BYTES}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// The queue is full: try again when something was settled.
     #[error("too many proposals are waiting")]
     Full,

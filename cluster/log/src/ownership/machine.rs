@@ -6,7 +6,8 @@ use bytes::Bytes;
 use parlance_cluster_protocol::{Claim, Data, Entry, Epoch, Nonce, Offset, Release, Seq, SlotId, TimestampMs};
 
 use super::{
-    AppendTag, Limits, LogPoint, Output, ProposeError, Rules, SlotTable, StepDown, Tag, Ticket, Validator, rules::Rule,
+    AppendTag, Limits, LogPoint, MAX_PAYLOAD_BYTES, Output, ProposeError, Rules, SlotTable, StepDown, Tag, Ticket,
+    Validator, rules::Rule,
 };
 use crate::{AppendOutcome, StoredEntry};
 
@@ -181,6 +182,9 @@ impl Ownership {
         }
         if !self.validator.owns(slot) {
             return Err(ProposeError::ForeignSlot(slot));
+        }
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(ProposeError::TooLarge { bytes: payload.len() });
         }
         if self.queue.len() >= self.limits.queue {
             return Err(ProposeError::Full);

@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use parlance_cluster_protocol::{Claim, Data, Entry, Epoch, Nonce, Offset, Seq, ShardId, SlotId, TimestampMs};
 
-use super::{AppendTag, Limits, LogPoint, Output, Ownership, ProposeError, SlotTable, StepDown, Ticket};
-use crate::{AppendOutcome, StoredEntry};
+use super::{
+    AppendTag, Limits, LogPoint, MAX_PAYLOAD_BYTES, Output, Ownership, ProposeError, SlotTable, StepDown, Ticket,
+};
+use crate::{AppendOutcome, MAX_ENTRY_BYTES, StoredEntry};
 
 const SLOT: SlotId = SlotId(7);
 const AT: TimestampMs = TimestampMs(0);
@@ -295,6 +297,20 @@ fn window_and_queue_are_bounded() {
     assert_eq!(bench.drain(), [], "the window is full");
     bench.answer(tag, &[1, 2, 3, 4]);
     assert_eq!(bench.append().1.len(), 4, "room in the window is used");
+}
+
+#[test]
+fn the_largest_payload_makes_an_entry_that_every_log_takes() {
+    let mut bench = Bench::owner();
+    let too_large = Bytes::from(vec![7; MAX_PAYLOAD_BYTES + 1]);
+    let bytes = too_large.len();
+    assert_eq!(bench.machine.propose(SLOT, too_large.clone()), Err(ProposeError::TooLarge { bytes }));
+    assert!(bench.machine.propose(SLOT, too_large.slice(1..)).is_ok());
+    let (_, entries) = bench.flush();
+    assert!(entries[0].len() <= MAX_ENTRY_BYTES);
+    let widest = Epoch { offset: Offset(u64::MAX), nonce: Nonce(u128::MAX) };
+    let data = Data { epoch: widest, seq: Seq(u64::MAX), slot: SlotId(16_383), payload: too_large.slice(1..) };
+    assert!(Entry::Data(data).encode().len() <= MAX_ENTRY_BYTES);
 }
 
 #[test]

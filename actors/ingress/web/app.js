@@ -201,7 +201,7 @@ function finish(reply, { reason, error }) {
   shown.running.delete(reply.turn);
   reply.element.classList.remove("working");
   reply.element.querySelectorAll(".note, .actions").forEach((old) => old.remove());
-  draw(reply);
+  render(body(reply.element), decoder.decode(reply.bytes));
   if (error) reply.element.append(make("p", "note bad", error));
   else if (reason === "cancelled") reply.element.append(make("p", "note", "Stopped."));
   else if (reason === "length") reply.element.append(make("p", "note", "Cut at the length limit."));

@@ -1,0 +1,50 @@
+//! The chat page in a real browser, through a crash of its node. `make services` installs the browser and what drives it.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
+
+use common::{Node, Place, wait};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/page.py");
+const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/services/venv/bin/python");
+/// Slow enough to be watched.
+const MODEL: &str = "scripted:ttft_ms=100,token_ms=60,tokens=40";
+const CHECKS: usize = 8;
+
+fn up(place: &Place, listen: &str) -> Command {
+    let mut up = place.parlance();
+    up.args(["up", "--listen", listen, "--model", MODEL, "--data"]).arg(place.data());
+    up
+}
+
+#[test]
+fn a_person_can_chat_in_a_browser() {
+    let place = Place::new();
+    let mut node = Node::start(&place, &mut up(&place, "127.0.0.1:0"));
+    node.wait_ready();
+    let address = node.address().to_string();
+    let mut browser = Command::new(PYTHON)
+        .args([SCRIPT, &node.url("/")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the Python client is there: run `make services`");
+    let mut answer = browser.stdin.take().expect("piped");
+    let mut seen = Vec::new();
+    for line in BufReader::new(browser.stdout.take().expect("piped")).lines() {
+        let line = line.expect("text");
+        if line == "restart" {
+            node.kill();
+            node = Node::start(&place, &mut up(&place, &address));
+            writeln!(answer, "restarted").expect("it waits");
+        }
+        seen.push(line);
+    }
+    let status = wait(&mut browser).expect("it ends");
+    assert!(status.success(), "run `make services`, or see what went wrong above; it got to {seen:?}");
+    assert_eq!(seen.iter().filter(|line| line.starts_with("ok ")).count(), CHECKS, "{seen:?}");
+}

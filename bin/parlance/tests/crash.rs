@@ -48,7 +48,6 @@ impl Ordeal {
         node.kill();
         self.kills += 1;
         self.kills_with_open_turn += usize::from(self.load.open_turns() > 0);
-        drop(node);
         let node = Node::start(&self.place, &mut (self.make)(&self.place));
         self.load.node_is_at(node.address().port());
         self.node = Some(node);

@@ -45,6 +45,8 @@ use crate::{AppendDone, Bounds, LogError, ShardLog, StoredEntry, metrics::LogMet
 
 /// Smaller segments would be mostly header.
 const MIN_SEGMENT_BYTES: usize = 128 * 1024;
+/// A new log begins with a small one, so that it is made at once; the next is prepared meanwhile.
+const FIRST_SEGMENT_BYTES: usize = 1024 * 1024;
 /// Larger ones would make the scan at open need as much memory.
 const MAX_SEGMENT_BYTES: usize = 1024 * 1024 * 1024;
 
@@ -107,7 +109,7 @@ impl LocalLog {
         let (directory, lock) = Directory::open(&options.directory)?;
         let meta = match directory.meta()? {
             Some(meta) => meta,
-            None => create(&directory, options.shards, segment_bytes)?,
+            None => create(&directory, options.shards, segment_bytes.min(FIRST_SEGMENT_BYTES))?,
         };
         if meta.shards != options.shards {
             warn!(

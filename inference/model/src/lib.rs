@@ -15,6 +15,8 @@ mod load;
 mod ops;
 mod rope;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod weights;
 

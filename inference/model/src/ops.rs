@@ -15,6 +15,9 @@ use crate::{
     rope::Rope,
 };
 
+/// Cached positions that a task should attend over: some ten microseconds of work.
+const POSITIONS_PER_TASK: usize = 1_024;
+
 /// The weights of a linear map, packed for the kernel. `packed` has the shape `[panels, inputs, panel]`.
 #[derive(Debug)]
 pub(crate) struct Weight {
@@ -94,11 +97,14 @@ pub(crate) fn attention(
     wrap(attend(qkv, places, layer, config, cache), keys)
 }
 
-/// One task per row and head of the cache; both together are one stretch of the output.
+/// One task per row and head of the cache: the output of both together is one stretch. Short ones are bundled, as a second thread
+/// takes longer to wake than they take.
 fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache) -> Vec<f32> {
     let group = config.group() * config.head;
     let mut out = vec![0.0; places.len() * config.heads * config.head];
-    out.par_chunks_exact_mut(group).enumerate().for_each_init(Vec::new, |scores, (task, out)| {
+    let positions: usize = places.iter().map(|place| place.position + 1).sum();
+    let bundle = (POSITIONS_PER_TASK * places.len()).div_ceil(positions.max(1));
+    out.par_chunks_exact_mut(group).with_min_len(bundle).enumerate().for_each_init(Vec::new, |scores, (task, out)| {
         let (row, head) = (task / config.kv_heads, task % config.kv_heads);
         let Place { lane, position } = places[row];
         let queries = &qkv[row * config.qkv_width() + head * group..][..group];

@@ -151,6 +151,28 @@ fn refuses_broken_tensors() {
     assert!(twice.contains("\"one\" appears twice"), "{twice}");
 }
 
+/// `fixtures/quants_reference.py` describes the layout.
+#[test]
+fn reads_every_type_as_ggml_does() {
+    let mut rest: &[u8] = include_bytes!("../../fixtures/quants.bin");
+    let mut types = 0;
+    while let Some((header, after)) = rest.split_first_chunk::<12>() {
+        let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let (kind, bytes, count) = (number(0), number(4) as usize, number(8) as usize);
+        let (data, after) = after.split_at(bytes);
+        let (expected, after) = after.split_at(4 * count);
+        let expected: Vec<f32> = expected.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let file = GgufWriter::default().raw_tensor("t", &[count as u64], kind, data).finish();
+        let gguf = parse(&file).expect("parses");
+        let mut found = vec![0.0; count];
+        super::dequantise(gguf.tensor("t").expect("tensor"), 0, &mut found);
+        assert_eq!(found, expected, "type {kind}");
+        types += 1;
+        rest = after;
+    }
+    assert_eq!(types, 8);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 

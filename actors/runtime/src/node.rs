@@ -17,7 +17,7 @@ use parlance_cluster_protocol::TurnId;
 use parlance_cluster_records::RecordStore;
 use parlance_inference_gateway::{ModelListing, ModelRegistry};
 use ractor::{Actor, ActorRef};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use self::root::RootArguments;
 pub use self::stateless::StatelessRequest;
@@ -91,6 +91,8 @@ pub struct Node {
     shards: ShardTable,
     sessions: Sessions,
     root: ActorRef<SupervisorMessage>,
+    /// Whether the tree has ended.
+    ended: watch::Receiver<bool>,
     boot: TurnId,
 }
 
@@ -157,9 +159,15 @@ impl Node {
         });
         let shards = ShardTable::new(services.log.shards());
         let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models: options.models };
-        let (root, _running) = Supervisor::spawn(None, Supervisor, root::supervisor(arguments)).await?;
+        let (root, running) = Supervisor::spawn(None, Supervisor, root::supervisor(arguments)).await?;
+        let (end, ended) = watch::channel(false);
+        tokio::spawn(async move {
+            // However the root ended: nothing supervises the node any more.
+            let _how = running.await;
+            end.send_replace(true);
+        });
         let sessions = Sessions::new(services.clone(), shards.clone());
-        Ok(Self { services, shards, sessions, root, boot: TurnId(rand::random()) })
+        Ok(Self { services, shards, sessions, root, ended, boot: TurnId(rand::random()) })
     }
 
     /// The durable sessions.
@@ -213,6 +221,13 @@ impl Node {
             models: self.models().list(),
             log: self.services.log.admission().err().map(|error| error.to_string()),
         }
+    }
+
+    /// Waits until the supervision tree has ended: behind a [`drain`](Self::drain), or because its actors failed again and again. The
+    /// reasons are in the log then, and only a new start helps.
+    pub async fn ended(&self) {
+        // An error means that the sender is gone, which it is only behind the end.
+        let _ended = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
     /// Whether [`drain`](Self::drain) was called.

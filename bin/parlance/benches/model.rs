@@ -33,7 +33,11 @@ async fn main() {
     let node = Node::start(&place, &mut up);
     let listening = began.elapsed();
     node.wait_ready();
-    println!("start: listening after {:.2} s, ready after {:.2} s", listening.as_secs_f64(), began.elapsed().as_secs_f64());
+    println!(
+        "start: listening after {:.2} s, ready after {:.2} s",
+        listening.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
     for callers in [1, 4, 8, 16] {
         measure(&node.url("/v1/chat/completions"), callers).await;
     }
@@ -72,7 +76,8 @@ async fn ask(client: &reqwest::Client, url: &str, caller: usize) -> Answer {
         }
     }
     let events = text.split("\n\n").filter_map(|frame| frame.trim().strip_prefix("data: "));
-    let usage = events.filter_map(|data| serde_json::from_str::<Value>(data).ok()).find(|event| event["usage"].is_object());
+    let usage =
+        events.filter_map(|data| serde_json::from_str::<Value>(data).ok()).find(|event| event["usage"].is_object());
     let tokens = usage.and_then(|event| event["usage"]["completion_tokens"].as_u64()).expect("the usage is told");
     Answer { first_token: first_token.expect("the answer has text"), tokens }
 }

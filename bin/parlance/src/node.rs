@@ -115,11 +115,26 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     });
     output::greet(format!("Chat at {scheme}://{address}/ or with `parlance chat`. Ctrl-C ends the node."));
     tracing::info!(%address, node = node.name(), zone = config.node.zone, "node started");
-    parlance_actors_ingress::serve(listener, options, node, stop)
-        .await
-        .map_err(|error| Failure::failed(chain(&error), "Start the node again"))?;
+    let failed = node.clone();
+    tokio::select! {
+        served = parlance_actors_ingress::serve(listener, options, node, stop) => {
+            served.map_err(|error| Failure::failed(chain(&error), "Start the node again"))?;
+        }
+        () = ended_by_itself(failed) => {
+            let remedy = "The log above says why; mend it and start the node again";
+            return Err(Failure::failed("the node's actors failed again and again", remedy));
+        }
+    }
     tracing::info!("node ended");
     Ok(())
+}
+
+/// Completes when the supervision tree gave up. A node that drains ends too, but as it was told to.
+async fn ended_by_itself(node: Node) {
+    node.ended().await;
+    if node.is_draining() {
+        std::future::pending().await
+    }
 }
 
 async fn bind(config: &Config) -> Result<Listener, Failure> {

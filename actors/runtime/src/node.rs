@@ -227,7 +227,7 @@ impl Node {
     /// reasons are in the log then, and only a new start helps.
     pub async fn ended(&self) {
         // An error means that the sender is gone, which it is only behind the end.
-        let _ended = self.ended.clone().wait_for(|ended| *ended).await;
+        drop(self.ended.clone().wait_for(|ended| *ended).await);
     }
 
     /// Whether [`drain`](Self::drain) was called.

@@ -24,6 +24,7 @@ struct Answer {
 
 #[tokio::main]
 async fn main() {
+    rustls::crypto::ring::default_provider().install_default().expect("nobody did it before");
     let models = std::env::var("PARLANCE_MODEL_DIR")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").to_owned());
     let place = Place::new();

@@ -166,7 +166,7 @@ impl<'a> Writer<'a> {
         if removed {
             self.pending.insert(row, None);
         }
-        if remembered && crc32c::crc32c(event_id.as_bytes()) % FORGOTTEN_PER_COUNT == 0 {
+        if remembered && crc32c::crc32c(event_id.as_bytes()).is_multiple_of(FORGOTTEN_PER_COUNT) {
             self.sum_up_forgotten(session)?;
         }
         Ok(remembered || removed)

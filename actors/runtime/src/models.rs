@@ -67,7 +67,7 @@ impl Models {
         validate_options(options)?;
         let replica = self.0.registry.route(&options.model, 0)?;
         let latest = match history {
-            History::Session => input.iter().filter(|item| item.role != Role::System).next_back(),
+            History::Session => input.iter().rfind(|item| item.role != Role::System),
             History::Given => None,
         };
         let items = latest.map_or(input, std::slice::from_ref);

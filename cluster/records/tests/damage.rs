@@ -44,6 +44,9 @@ async fn all_is_there(dir: &Path) -> Result<(), RecordsError> {
 
 /// Whatever is done to one file: the store says so and changes nothing, since with the file put back all is there; or
 /// it does without it.
+/// What becomes of a file's bytes; `None`: the file goes.
+type Damage = fn(&[u8]) -> Option<Vec<u8>>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_damaged_file_goes_unnoticed() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
@@ -51,7 +54,7 @@ async fn no_damaged_file_goes_unnoticed() -> Result<(), Box<dyn Error>> {
     killed_store(&intact).await?;
     let files = files_below(&intact.join("store"))?;
     assert!(files.iter().any(|file| file.to_string_lossy().contains("/tables/")), "{files:?}");
-    let damages: [(&str, fn(&[u8]) -> Option<Vec<u8>>); 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("removed", |_| None),
         ("emptied", |_| Some(Vec::new())),
         ("cut in half", |bytes| Some(bytes[..content(bytes) / 2].to_vec())),

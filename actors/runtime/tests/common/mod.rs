@@ -27,7 +27,7 @@ pub(crate) fn log(data: &Path) -> Arc<dyn ShardLog> {
 
 pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
     let script = ScriptedOptions::parse(script).expect("the script is valid");
-    let load = move |_: &dyn Fn(u8)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
+    let load = move |_: &(dyn Fn(u8) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
     NodeOptions {
         node: "test".into(),
         log: log(data),

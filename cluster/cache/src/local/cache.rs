@@ -37,12 +37,9 @@ impl LocalCache {
     /// A cache of at most about `max_bytes`, keys and overhead counted in.
     pub fn new(max_bytes: u64) -> Self {
         metrics::describe();
-        let weigh = |key: &Box<[u8]>, entry: &Entry| {
-            u32::try_from(ENTRY_BYTES + key.len() + entry.cached.value.len()).unwrap_or(u32::MAX)
-        };
-        let entries = Moka::builder()
+        let entries: Moka<Box<[u8]>, Entry> = Moka::builder()
             .max_capacity(max_bytes)
-            .weigher(weigh)
+            .weigher(|key, entry| u32::try_from(ENTRY_BYTES + key.len() + entry.cached.value.len()).unwrap_or(u32::MAX))
             .expire_after(PerEntry)
             .eviction_listener(|_, _, cause| {
                 if cause == RemovalCause::Size {

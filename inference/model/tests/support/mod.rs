@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use parlance_inference_model::{LoadOptions, LoadedModel, load};
 
 /// SmolLM2-135M-Instruct with so many lanes and so much context.
-pub fn model(lanes: usize, context_tokens: u32) -> LoadedModel {
+pub(crate) fn model(lanes: usize, context_tokens: u32) -> LoadedModel {
     let options = LoadOptions { lanes, context_tokens, ..LoadOptions::new("smollm2-135m-instruct") };
     load(&path(), &options, &|_| {}).expect("the model loads")
 }
@@ -15,7 +15,7 @@ pub fn model(lanes: usize, context_tokens: u32) -> LoadedModel {
 /// # Panics
 ///
 /// If it is not there: the tests do not skip what they cannot check.
-pub fn path() -> PathBuf {
+pub(crate) fn path() -> PathBuf {
     let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/smollm2-135m-instruct.gguf"));
     let path = env::var_os("PARLANCE_TEST_MODEL").map_or_else(default, PathBuf::from);
     assert!(

@@ -37,9 +37,13 @@ impl LocalCache {
     /// A cache of at most about `max_bytes`, keys and overhead counted in.
     pub fn new(max_bytes: u64) -> Self {
         metrics::describe();
-        let entries: Moka<Box<[u8]>, Entry> = Moka::builder()
+        #[expect(clippy::borrowed_box, reason = "a weigher is given its map's key by reference")]
+        let weigh = |key: &Box<[u8]>, entry: &Entry| {
+            u32::try_from(ENTRY_BYTES + key.len() + entry.cached.value.len()).unwrap_or(u32::MAX)
+        };
+        let entries = Moka::builder()
             .max_capacity(max_bytes)
-            .weigher(|key, entry| u32::try_from(ENTRY_BYTES + key.len() + entry.cached.value.len()).unwrap_or(u32::MAX))
+            .weigher(weigh)
             .expire_after(PerEntry)
             .eviction_listener(|_, _, cause| {
                 if cause == RemovalCause::Size {

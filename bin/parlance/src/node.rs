@@ -143,14 +143,23 @@ async fn bind(config: &Config) -> Result<Listener, Failure> {
     bound.map_err(|error| Failure { exit: crate::failure::Exit::Failed, lines: vec![one_line(&error.to_string())] })
 }
 
+/// Makes the directory and its name durable: a power loss takes all that lies in a directory with its name.
 fn make_data_dir(data: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(|error| {
+    let named = |dir: &&Path| !dir.as_os_str().is_empty();
+    let missing: Vec<&Path> = data.ancestors().filter(named).take_while(|dir| !dir.exists()).collect();
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data);
+    made.and_then(|()| missing.into_iter().try_for_each(sync_name)).map_err(|error| {
         Failure::failed(
             format!("cannot use the data directory {}: {error}", data.display()),
             "Choose a directory that you may write with --data",
         )
     })
+}
+
+fn sync_name(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all()
 }
 
 fn open_log(config: &Config) -> Result<LocalLog, Failure> {

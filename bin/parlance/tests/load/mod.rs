@@ -1,6 +1,6 @@
 //! Clients under whose load nodes are killed: they note in a history what they do and see.
 
-#![expect(dead_code, reason = "every test binary compiles this module and uses its own part of it")]
+pub(crate) mod ordeal;
 
 use std::{
     collections::HashSet,
@@ -36,6 +36,8 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn new(port: u16) -> Arc<Self> {
+        // Fails where another test of this process has done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(64).build();
         Arc::new(Self {
             port: AtomicU16::new(port),

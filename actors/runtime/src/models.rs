@@ -78,10 +78,11 @@ impl Models {
     }
 
     /// Renders a session's turn for the replica that is to answer it.
-    pub(crate) fn plan(&self, clock: Clock, tenant: &str, order: GenerationOrder) -> Result<Planned, Refusal> {
+    pub(crate) fn plan(&self, clock: Clock, tenant: &str, order: &GenerationOrder) -> Result<Planned, Refusal> {
         let replica = self.0.registry.route(&order.options.model, order.affinity)?;
         let tag = tag(&*replica);
-        let forced = if order.forced_model.as_ref() == Some(&tag) { order.forced } else { Vec::new() };
+        let continues = order.forced_model.as_ref() == Some(&tag);
+        let forced = if continues { order.forced.clone() } else { Vec::new() };
         let items: Vec<Item> = order.messages.iter().map(|item| Item::clone(item)).collect();
         let left = Duration::from_millis(order.deadline.0.saturating_sub(clock.now().0));
         let request = prepare_turn(

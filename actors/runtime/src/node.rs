@@ -144,6 +144,8 @@ impl Node {
         if let Some(first) = options.models.first() {
             registry.set_alias(parlance_inference_gateway::DEFAULT_MODEL, &first.name);
         }
+        // Known before any turn is taken up again: an open turn waits for a model that loads, and fails of one that is unknown.
+        options.models.iter().for_each(|model| registry.set_loading(&model.name, 0));
         let limits = options.limits;
         let services = Arc::new(Services {
             node: options.node,

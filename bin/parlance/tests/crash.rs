@@ -23,6 +23,7 @@ async fn acknowledged_turns_survive_sigkill() {
     let open = ordeal.kills_with_open_turn;
     let report = ordeal.end().await;
     assert_eq!(report.violations, []);
+    assert_eq!(report.failed, 0, "nothing but the kills went wrong");
     assert!(open >= KILLS_WITH_OPEN_TURN, "only {open} kills found an open turn");
     assert!(report.replied >= KILLS * 10, "the clients hardly got through: {report}");
 }

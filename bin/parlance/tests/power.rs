@@ -1,6 +1,8 @@
 //! The power fails again and again under a node under load: whatever was not synced is gone, names too. What the node acknowledged must
 //! be answered once, in order, all the same.
 
+#![expect(clippy::print_stdout, reason = "the figures of an ordeal are part of its result")]
+
 mod common;
 #[path = "power/disk.rs"]
 mod disk;

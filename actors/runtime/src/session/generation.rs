@@ -1,14 +1,18 @@
 //! The running generation of a session: started on a model worker, reported back as messages.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
 use parlance_cluster_protocol::{FinishReason, ModelTag, TurnId, Usage};
 use parlance_inference_engine::{CancelHandle, EventSink, GenerateEvent};
 use ractor::ActorRef;
+use tokio::time;
 
 use super::{Internal, SessionMessage, SessionState};
 use crate::{
@@ -20,6 +24,9 @@ use crate::{
 
 /// How long an attempt waits behind a failure that may pass.
 const RETRY_AFTER_MS: u64 = 200;
+
+/// How often an attempt looks whether its model is ready.
+const MODEL_POLL: Duration = Duration::from_millis(20);
 
 /// What a generation reports.
 pub(crate) enum Event {
@@ -69,10 +76,14 @@ struct Reporter {
 }
 
 impl Reporter {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     /// `false`: nobody listens any more.
     fn report(&self, event: Event) -> bool {
         let internal = Internal::Generation { turn: self.turn, attempt: self.attempt, event };
-        !self.cancelled.load(Ordering::Relaxed) && self.session.cast(SessionMessage::Internal(internal)).is_ok()
+        !self.is_cancelled() && self.session.cast(SessionMessage::Internal(internal)).is_ok()
     }
 }
 
@@ -160,7 +171,13 @@ async fn run(
     order: GenerationOrder,
     reporter: &Reporter,
 ) -> Result<(), Refusal> {
-    let planned = models.plan(clock, tenant, order)?;
+    let planned = loop {
+        match models.plan(clock, tenant, &order) {
+            // A model that is loading, as after every start, answers when it is there; the turn's deadline ends the wait.
+            Err(Refusal::ModelNotReady { .. }) if !reporter.is_cancelled() => time::sleep(MODEL_POLL).await,
+            planned => break planned?,
+        }
+    };
     let started = Event::Started {
         model: planned.tag.clone(),
         continues: !planned.request.forced.is_empty(),

@@ -194,7 +194,7 @@ async fn read_stream(response: reqwest::Response, turn: String) -> EventKind {
         buffer.push_str(std::str::from_utf8(&chunk).expect("the scripted replies are ASCII"));
         while let Some(end) = buffer.find("\n\n") {
             let frame: String = buffer.drain(..end + 2).collect();
-            let Some(data) = frame.trim().strip_prefix("data: ") else { continue };
+            let Some(data) = frame.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
             if data == "[DONE]" {
                 return EventKind::Replied { turn, text };
             }

@@ -22,7 +22,7 @@
 //! exactly there. Every decision follows from the verdict on that one entry:
 //!
 //! ```text
-//!                                     the entry at `next` is …
+//!   the entry at `next` is        so
 //!   valid data of our epoch       it is the first in flight: Apply, Committed
 //!   valid data of another's       Apply
 //!   valid claim, our nonce        in flight: Failed; BecameOwner
@@ -35,15 +35,18 @@
 //! The roles, and what leads from one to the next:
 //!
 //! ```text
-//!                  claim()              a claim of ours is valid
-//!   Following ──────────────▶ Claiming ────────────────────────▶ Owning ◀───────────────┐
-//!    ▲  ▲  ▲                     │                               │ │ │ unknown outcome, │ a claim of
-//!    │  │  └─ foreign claim wins ┘                               │ │ │ or a hole        │ ours is valid
-//!    │  └──────── foreign claim, or our release, is valid ───────┘ │ └────────────▶ Resolving
-//!    └─────────── foreign claim, or our release, is valid ─────────┼────────────────────┘
-//!                                                                  │
-//!   any role ── unreadable entry, lost position, stop() ───────────┴──▶ Stopped
+//!                claim()            own claim valid           unknown outcome, or a hole
+//! Following ───────────▶ Claiming ─────────────────▶ Owning ─────────────────────────────▶ Resolving
+//!  ▲  ▲  ▲                  │                         │  ▲                                  │   │
+//!  │  │  └─ foreign claim ──┘                         │  └──────── own claim valid ─────────┘   │
+//!  │  └──── foreign claim, or own release, valid ─────┘                                         │
+//!  └─────── foreign claim, or own release, valid ───────────────────────────────────────────────┘
+//!
+//! any role ── unreadable or forged entry, stop() ──▶ Stopped
 //! ```
+//!
+//! The log decides, not the role: a claim that was still under way when our release turned out valid makes even a follower
+//! the owner, if it lands before anybody else's.
 //!
 //! A proposal is queued, then in flight, then settled, exactly once, in the order of the proposals: first all committed
 //! ones, then, if the reign ends or stumbles, all failed ones.
@@ -54,7 +57,7 @@
 //! [`ShardLog::append`](crate::ShardLog::append), answered by [`Ownership::on_appended`]; [`Output::Read`] is one
 //! [`ShardLog::read`](crate::ShardLog::read), answered by [`Ownership::on_read`]. [`Output::ClaimWanted`] asks for
 //! [`Ownership::claim`] after a back-off of the caller's choice. Proposals go out with [`Ownership::flush`], so that many
-//! share one append.
+//! share one append. The caller bounds the bytes in flight: the machine counts entries only.
 
 mod machine;
 #[cfg(test)]

@@ -12,7 +12,10 @@ use parlance_cluster_log::{
     sim::{Fault, Faults, SimCluster, SimLog},
 };
 use parlance_cluster_protocol::{Offset, ShardId};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 const SHARD: ShardId = ShardId(1);
 /// Every delay of a single append is shorter.
@@ -102,17 +105,12 @@ async fn a_stale_read_misses_the_end_and_nothing_else() {
 async fn what_a_paused_process_sent_lands_when_it_goes_on() {
     let cluster = failing(Fault::Crash);
     let (zombie, other) = (cluster.open(), cluster.open());
-    let sent = tokio::spawn(async move {
-        let outcome = append(&zombie, SHARD, entries(1));
-        tokio::pin!(outcome);
-        // Polled once: the append is under way.
-        let _ = futures_util::poll!(&mut outcome);
-        zombie.pause(LONG);
-        outcome.await
-    });
-    tokio::task::yield_now().await;
+    let (done, sent) = oneshot::channel();
+    // The receiver lives to the end of the test.
+    zombie.append(SHARD, entries(1), Box::new(|outcomes| drop(done.send(outcomes))));
+    zombie.pause(LONG);
     assert_eq!(append_one(&other, SHARD, "first").await, Offset(0));
-    assert_eq!(sent.await.expect("it does not panic"), [AppendOutcome::At(Offset(1))]);
+    assert_eq!(sent.await.expect("it is called"), [AppendOutcome::At(Offset(1))]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -170,7 +170,7 @@ impl Ownership {
         if self.rules.hold(Rule::ClaimNonce) {
             return self.open_claims.iter().any(|open| open.claim.nonce == claim.nonce);
         }
-        !self.open_claims.is_empty() && self.open_claims.iter().any(|open| open.claim.node == claim.node)
+        self.open_claims.iter().any(|open| open.claim.node == claim.node)
     }
 
     /// A later claim is valid: what is still in flight never will be. Neither will be what was proposed behind it, so that the

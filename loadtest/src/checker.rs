@@ -28,6 +28,9 @@ pub struct RecordedItem {
     pub text: String,
     /// The turn's id.
     pub turn: String,
+    /// The error code, where the item is the recorded failure of its turn.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// What every reply must begin with, so that a swapped or mixed-up one is seen.
@@ -119,6 +122,8 @@ pub struct Report {
     pub unknown: usize,
     /// Turns in the record.
     pub recorded: usize,
+    /// Those of them that ended in a recorded failure.
+    pub recorded_failures: usize,
     /// The broken promises.
     pub violations: Vec<Violation>,
 }
@@ -127,7 +132,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} invoked, {} acknowledged, {} replied, {} failed, {} refused, {} unknown, {} recorded: {} violations",
+            "{} invoked, {} acknowledged, {} replied, {} failed, {} refused, {} unknown, {} recorded ({} failures): {} violations",
             self.invoked,
             self.acknowledged,
             self.replied,
@@ -135,6 +140,7 @@ impl fmt::Display for Report {
             self.refused,
             self.unknown,
             self.recorded,
+            self.recorded_failures,
             self.violations.len()
         )
     }
@@ -160,7 +166,7 @@ struct Recorded<'a> {
     session: &'a str,
     index: usize,
     turn: &'a str,
-    answers: Vec<&'a str>,
+    answers: Vec<&'a RecordedItem>,
 }
 
 /// Compares what clients saw with what is recorded. `mark` gives what the reply to a message must begin with.
@@ -169,6 +175,8 @@ pub fn check(history: &[Event], transcripts: &[Transcript], mark: ExpectedMark) 
     let mut report = count(&messages);
     let recorded = collect_records(transcripts, &mut report);
     report.recorded = recorded.values().map(Vec::len).sum();
+    let answers = recorded.values().flatten().flat_map(|turn| &turn.answers);
+    report.recorded_failures = answers.filter(|answer| answer.error.is_some()).count();
     check_phantoms(&messages, &recorded, &mut report);
     for (text, message) in &messages {
         check_message(text, message, recorded.get(text).map_or(&[], Vec::as_slice), mark, &mut report);
@@ -229,16 +237,16 @@ impl Message<'_> {
 fn collect_records<'a>(transcripts: &'a [Transcript], report: &mut Report) -> HashMap<&'a str, Vec<Recorded<'a>>> {
     let mut recorded: HashMap<&str, Vec<Recorded<'_>>> = HashMap::new();
     for Transcript { session, items } in transcripts {
-        let mut answers: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut answers: HashMap<&str, Vec<&RecordedItem>> = HashMap::new();
         for answer in items.iter().filter(|item| item.role != "user") {
-            answers.entry(&answer.turn).or_default().push(&answer.text);
+            answers.entry(&answer.turn).or_default().push(answer);
         }
         for (index, item) in items.iter().enumerate().filter(|(_, item)| item.role == "user") {
             let answers = answers.remove(&*item.turn).unwrap_or_default();
             recorded.entry(&item.text).or_default().push(Recorded { session, index, turn: &item.turn, answers });
         }
         let orphans = answers.into_values().flatten();
-        report.violations.extend(orphans.map(|text| Violation::Phantom { message: text.to_owned() }));
+        report.violations.extend(orphans.map(|answer| Violation::Phantom { message: answer.text.clone() }));
     }
     recorded
 }
@@ -285,11 +293,11 @@ fn check_recorded(text: &str, message: &Message<'_>, recorded: &Recorded<'_>, ma
     match recorded.answers[..] {
         [] => report.violations.push(Violation::Unanswered { message: own() }),
         [reply] => {
-            if !message.failed && !reply.starts_with(&mark(text)) {
-                report.violations.push(Violation::WrongReply { message: own(), reply: reply.to_owned() });
+            if reply.error.is_none() && !reply.text.starts_with(&mark(text)) {
+                report.violations.push(Violation::WrongReply { message: own(), reply: reply.text.clone() });
             }
-            if let Some(shown) = message.shown.filter(|shown| *shown != reply) {
-                let (shown, recorded) = (shown.to_owned(), reply.to_owned());
+            if let Some(shown) = message.shown.filter(|shown| *shown != reply.text) {
+                let (shown, recorded) = (shown.to_owned(), reply.text.clone());
                 report.violations.push(Violation::ShownOtherwise { message: own(), shown, recorded });
             }
         }

@@ -197,7 +197,10 @@ impl Actor for Session {
         state: &mut SessionState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SessionMessage::Command(command) => state.on_command(command)?,
+            SessionMessage::Command(command) => {
+                state.on_command(command)?;
+                state.report_handled();
+            }
             SessionMessage::Committed { committed, tag } => state.on_committed(&committed, tag)?,
             SessionMessage::NeverCommitted { tag } => state.tell(Command::NeverCommitted { tag: Tag(tag) })?,
             SessionMessage::Recover => {}
@@ -278,6 +281,13 @@ impl SessionState {
                 Ok(())
             }
         }
+    }
+
+    /// So that the shard lets the session leave memory only when no command is on its way.
+    fn report_handled(&self) {
+        // A shard that is stopping takes its sessions along.
+        let _stopping =
+            self.shard.cast(ShardMessage::Handled { from: self.myself.get_id(), session: self.session.clone() });
     }
 
     /// Tells the machine a request and remembers who waits for its answer.

@@ -61,6 +61,11 @@ pub(crate) enum ShardMessage {
         record: Arc<SessionRecord>,
         tag: u64,
     },
+    /// A session has handled a command; what it proposed meanwhile came before this.
+    Handled {
+        from: ActorId,
+        session: Arc<SessionKey>,
+    },
     /// View changes that a session made and the records do not tell; they are written with the next projection.
     Views {
         session: Arc<SessionKey>,
@@ -124,6 +129,8 @@ struct Proposed {
 struct LiveSession {
     actor: ActorRef<SessionMessage>,
     last_used: Instant,
+    /// Commands that it was handed and has not handled.
+    commands: usize,
     /// Records that it proposed and that are not settled.
     proposed: usize,
 }
@@ -204,6 +211,7 @@ impl Actor for Shard {
         match message {
             ShardMessage::Command { session, command } => state.on_command(session, command),
             ShardMessage::Append { from, session, record, tag } => state.on_append(from, session, record, tag),
+            ShardMessage::Handled { from, session } => state.on_handled(from, &session),
             ShardMessage::Views { session, position, views } => state.tail.add_views(&session, position, views),
             ShardMessage::Settle { reply } => state.on_settle(reply),
             ShardMessage::Drain => state.on_drain(),

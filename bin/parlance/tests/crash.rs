@@ -23,7 +23,8 @@ async fn acknowledged_turns_survive_sigkill() {
     let open = ordeal.kills_with_open_turn;
     let report = ordeal.end().await;
     assert_eq!(report.violations, []);
-    assert_eq!(report.failed, 0, "nothing but the kills went wrong");
+    // A turn that is interrupted three times ends in a recorded failure: rare, even under this many kills.
+    assert!(report.recorded_failures * 50 < report.recorded, "too many turns failed: {report}");
     assert!(open >= KILLS_WITH_OPEN_TURN, "only {open} kills found an open turn");
     assert!(report.replied >= KILLS * 10, "the clients hardly got through: {report}");
 }

@@ -21,8 +21,8 @@ fn good() -> (Vec<Event>, Vec<Transcript>) {
                 let at_us = n * 100 + step as u64 * 10 + u64::from(client);
                 history.push(Event { at_us, client, session: session.clone(), message: message.clone(), kind });
             }
-            items.push(RecordedItem { role: "user".into(), text: message, turn: turn.clone() });
-            items.push(RecordedItem { role: "assistant".into(), text, turn });
+            items.push(RecordedItem { role: "user".into(), text: message, turn: turn.clone(), error: None });
+            items.push(RecordedItem { role: "assistant".into(), text, turn, error: None });
         }
         transcripts.push(Transcript { session, items });
     }
@@ -52,11 +52,11 @@ fn a_good_run_has_no_violations_and_is_counted() {
 #[test]
 fn an_unknown_message_may_be_recorded_once_and_then_needs_its_answer() {
     let (history, mut transcripts) = good();
-    let user = RecordedItem { role: "user".into(), text: "y".into(), turn: "ty".into() };
+    let user = RecordedItem { role: "user".into(), text: "y".into(), turn: "ty".into(), error: None };
     transcripts.push(Transcript { session: "s2".into(), items: vec![user] });
     assert_eq!(violations(&history, &transcripts), [Violation::Unanswered { message: "y".into() }]);
     let text = scripted_mark("y");
-    transcripts[2].items.push(RecordedItem { role: "assistant".into(), text, turn: "ty".into() });
+    transcripts[2].items.push(RecordedItem { role: "assistant".into(), text, turn: "ty".into(), error: None });
     assert_eq!(violations(&history, &transcripts), []);
 }
 
@@ -93,14 +93,15 @@ fn every_breach_is_found() {
         ),
         (
             |_, records| {
-                let said = RecordedItem { role: "user".into(), text: "nobody said".into(), turn: "t".into() };
+                let said =
+                    RecordedItem { role: "user".into(), text: "nobody said".into(), turn: "t".into(), error: None };
                 records[0].items.push(said);
             },
             |v| matches!(v, Violation::Phantom { .. }),
         ),
         (
             |_, records| {
-                let refused = RecordedItem { role: "user".into(), text: "x".into(), turn: "tx".into() };
+                let refused = RecordedItem { role: "user".into(), text: "x".into(), turn: "tx".into(), error: None };
                 records[0].items.push(refused);
             },
             |v| matches!(v, Violation::Phantom { message } if message == "x"),

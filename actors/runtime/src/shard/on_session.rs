@@ -34,8 +34,20 @@ impl ShardState {
         }
         match self.live_session(&session) {
             // A session that is just failing drops the command; its reply port tells the caller.
-            Some(actor) => drop(actor.cast(SessionMessage::Command(command))),
+            Some(actor) => {
+                if actor.cast(SessionMessage::Command(command)).is_ok()
+                    && let Some(live) = self.live.get_mut(&session)
+                {
+                    live.commands += 1;
+                }
+            }
             None => command.refuse(Refusal::Parked((*session).clone())),
+        }
+    }
+
+    pub(super) fn on_handled(&mut self, from: ActorId, session: &SessionKey) {
+        if let Some(live) = self.live.get_mut(session).filter(|live| live.actor.get_id() == from) {
+            live.commands = live.commands.saturating_sub(1);
         }
     }
 
@@ -79,7 +91,7 @@ impl ShardState {
             Ok(actor) => {
                 self.services.census.session_started();
                 self.by_actor.insert(actor.get_id(), session.clone());
-                let live = LiveSession { actor: actor.clone(), last_used: Instant::now(), proposed: 0 };
+                let live = LiveSession { actor: actor.clone(), last_used: Instant::now(), commands: 0, proposed: 0 };
                 self.live.insert(session.clone(), live);
                 Some(actor)
             }
@@ -128,7 +140,7 @@ impl ShardState {
         let idle = self.services.limits.session_idle;
         let busy: BTreeSet<_> = self.open.iter().map(|(_, turn)| &turn.session).collect();
         let may_leave = |session: &SessionKey, live: &LiveSession| {
-            live.proposed == 0 && !busy.contains(session) && !self.tail.holds(session)
+            live.commands == 0 && live.proposed == 0 && !busy.contains(session) && !self.tail.holds(session)
         };
         let mut leaving: Vec<_> = self
             .live

@@ -10,7 +10,7 @@ use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError, ShardLog};
 use parlance_cluster_protocol::{
     FinishReason, GenerationOptions, History, Item, Origin, Replied, Role, SessionKey, TurnId,
 };
-use parlance_cluster_records::LocalRecords;
+use parlance_cluster_records::{LocalRecords, RecordStore, RecordsError};
 use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
 
 pub(crate) fn log(data: &Path) -> Arc<dyn ShardLog> {
@@ -25,13 +25,23 @@ pub(crate) fn log(data: &Path) -> Arc<dyn ShardLog> {
     panic!("the log of the stopped node is still in use");
 }
 
+fn records(data: &Path) -> Arc<dyn RecordStore> {
+    for _ in 0..200 {
+        match LocalRecords::open(data.join("records")) {
+            Err(RecordsError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return Arc::new(opened.expect("the records open")),
+        }
+    }
+    panic!("the records of the stopped node are still in use");
+}
+
 pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
     let script = ScriptedOptions::parse(script).expect("the script is valid");
     let load = move |_: &(dyn Fn(u8) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
     NodeOptions {
         node: "test".into(),
         log: log(data),
-        records: Arc::new(LocalRecords::open(data.join("records")).expect("the records open")),
+        records: records(data),
         models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
         limits: Limits::default(),
     }

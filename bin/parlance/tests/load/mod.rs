@@ -213,5 +213,6 @@ fn recorded(item: &Value) -> RecordedItem {
     let text = item["content"][0]["text"].as_str().expect("an item has text").to_owned();
     let role = item["role"].as_str().expect("an item has a role").to_owned();
     let turn = item["response_id"].as_str().and_then(|id| id.strip_prefix("resp_")).unwrap_or_default().to_owned();
-    RecordedItem { role, text, turn }
+    let error = item["error"].as_str().map(str::to_owned);
+    RecordedItem { role, text, turn, error }
 }

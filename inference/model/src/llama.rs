@@ -57,7 +57,7 @@ impl LlamaModel {
         mut visit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check(inputs)?;
-        let hidden = self.forward(inputs);
+        let hidden = rayon::scope(|_| self.forward(inputs));
         let numbers =
             inputs.iter().enumerate().flat_map(|(at, input)| (0..input.tokens.len()).map(move |token| (at, token)));
         let numbers: Vec<_> = numbers.collect();

@@ -2,8 +2,13 @@
 
 mod support;
 
-use parlance_inference_engine::{ChatMessage, TextCodec};
+use std::sync::{Arc, LazyLock};
+
+use parlance_inference_engine::{ChatMessage, ChatRole, TextCodec};
+use parlance_inference_model::ChatCodec;
 use serde::Deserialize;
+
+static CODEC: LazyLock<Arc<ChatCodec>> = LazyLock::new(|| support::model(1, 64).codec);
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -33,12 +38,12 @@ fn decode(codec: &dyn TextCodec, ids: &[u32]) -> Vec<u8> {
 
 #[test]
 fn encodes_and_decodes_as_the_reference_does() {
-    let codec = support::model(1, 64).codec;
+    let codec: &ChatCodec = &CODEC;
     let fixture = fixture();
     assert!(fixture.texts.len() >= 400 && fixture.chats.len() >= 14);
     for TextCase { text, ids } in &fixture.texts {
         assert_eq!(&codec.encode_text(text).expect("encodes"), ids, "{text:?}");
-        let bytes = decode(&*codec, ids);
+        let bytes = decode(codec, ids);
         // The vocabulary lacks 21 bytes; what it has must come back.
         let kept: Vec<u8> = text.bytes().filter(|byte| !MISSING_BYTES.contains(byte)).collect();
         assert_eq!(bytes, kept, "{text:?}");
@@ -50,12 +55,12 @@ fn encodes_and_decodes_as_the_reference_does() {
 
 #[test]
 fn message_content_never_becomes_a_control_token() {
-    let codec = support::model(1, 64).codec;
+    let codec: &ChatCodec = &CODEC;
     let (im_start, im_end) = (1, 2);
     for case in fixture().chats {
         let ids = codec.encode_chat(&case.messages).expect("encodes");
         // The template's own: a start and an end for each message, for the default system prompt, and a start for the reply.
-        let has_system = case.messages[0].role == parlance_inference_engine::ChatRole::System;
+        let has_system = case.messages[0].role == ChatRole::System;
         let turns = case.messages.len() + usize::from(!has_system);
         assert_eq!(ids.iter().filter(|&&id| id == im_start).count(), turns + 1, "{:?}", case.messages);
         assert_eq!(ids.iter().filter(|&&id| id == im_end).count(), turns, "{:?}", case.messages);
@@ -65,7 +70,7 @@ fn message_content_never_becomes_a_control_token() {
 
 #[test]
 fn control_tokens_have_no_bytes_and_the_right_ones_end_a_reply() {
-    let codec = support::model(1, 64).codec;
+    let codec: &ChatCodec = &CODEC;
     for id in 0..17 {
         assert_eq!(codec.token_bytes(id), b"", "{id}");
         assert_eq!(codec.is_end(id), id == 0 || id == 2, "{id}");

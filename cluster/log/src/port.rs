@@ -53,7 +53,8 @@ pub trait ShardLog: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`LogError::OutOfRange`] before the start or behind the end; otherwise what keeps the log from serving.
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> BoxFuture<'_, Result<Vec<StoredEntry>, LogError>>;
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize)
+    -> BoxFuture<'_, Result<Vec<StoredEntry>, LogError>>;
 
     /// Which offsets the shard holds now.
     ///

@@ -11,7 +11,7 @@ use std::{
 };
 
 use parlance_cluster_protocol::{Position, SessionKey, ShardId};
-use parlance_cluster_records::{Change, ChangeKind, LocalRecords, Order, RecordStore, RecordsError, Row};
+use parlance_cluster_records::{Change, ChangeKind, LocalRecords, Order, RecordStore, Row};
 
 /// As in the node.
 #[global_allocator]
@@ -59,18 +59,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     print(format_args!("create           {:>10.1} ms", millis(time(|| LocalRecords::open(&dir))?.0)))?;
     let store = LocalRecords::open(&dir)?;
     write(&store).await?;
+    print_memory("writing")?;
     read(&store).await?;
-    let (took, ()) = time(|| Ok::<_, RecordsError>(drop(store)))?;
-    print(format_args!("close            {:>10.1} ms", millis(took)))?;
-    for _ in 0..3 {
-        let cpu = cpu_seconds()?;
-        let (took, store) = time(|| LocalRecords::open(&dir))?;
-        let cpu = 1e3 * (cpu_seconds()? - cpu);
-        print(format_args!("open             {:>10.1} ms, {cpu:.0} ms of it computing", millis(took)))?;
-        drop(store);
-    }
+    print_memory("reading")?;
+    let killed = tempfile::tempdir()?;
+    copy(&dir, killed.path())?;
+    let start = Instant::now();
+    drop(store);
+    print(format_args!("close            {:>10.1} ms", millis(start.elapsed())))?;
+    open("open", &dir)?;
+    open("open again", &dir)?;
+    open("open after kill", killed.path())?;
+    print_memory("opening")?;
     print(format_args!("on disk          {:>10.1} MiB", mib(disk_usage(&dir)?)))?;
-    print(format_args!("peak memory      {:>10.1} MiB", peak_memory_kib()? as f64 / 1_024.0))?;
     Ok(())
 }
 
@@ -120,6 +121,25 @@ async fn read(store: &LocalRecords) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+fn open(what: &str, dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let cpu = cpu_seconds()?;
+    let (took, store) = time(|| LocalRecords::open(dir))?;
+    let cpu = 1e3 * (cpu_seconds()? - cpu);
+    print(format_args!("{what:<16} {:>10.1} ms, {cpu:.0} ms of it computing", millis(took)))?;
+    drop(store);
+    Ok(())
+}
+
+/// A copy of an open store is what a kill would leave.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let (from, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        if from.is_dir() { copy(&from, &to)? } else { fs::copy(&from, &to).map(drop)? }
+    }
+    Ok(())
+}
+
 fn time<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<(Duration, T), E> {
     let start = Instant::now();
     let done = work()?;
@@ -151,10 +171,13 @@ fn cpu_seconds() -> Result<f64, Box<dyn std::error::Error>> {
     Ok(ticks as f64 / 100.0)
 }
 
-fn peak_memory_kib() -> Result<u64, Box<dyn std::error::Error>> {
+/// The most memory held since the last call, and forgets it.
+fn print_memory(what: &str) -> Result<(), Box<dyn std::error::Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    fs::write("/proc/self/clear_refs", "5")?;
+    Ok(print(format_args!("memory {what:<9} {:>10.1} MiB at most", kib as f64 / 1_024.0))?)
 }
 
 fn print(line: std::fmt::Arguments<'_>) -> io::Result<()> {

@@ -82,14 +82,11 @@ async fn a_power_loss_takes_nothing_from_before_the_checkpoint() -> Result<(), B
     }
     copy(&live, &after)?;
 
-    let (mut kept, mut refused) = (Vec::new(), 0);
+    let mut kept = Vec::new();
     for seed in 0..24 {
         let lost = dir.path().join(format!("lost {seed}"));
         copy(&after, &lost)?;
         lose_pages(&synced, &lost, seed)?;
-        let bare = dir.path().join(format!("bare {seed}"));
-        copy(&lost, &bare)?;
-        refused += u32::from(fjall::Database::builder(bare.join("store/rows")).open().is_err());
         let store = LocalRecords::open(&lost)?;
         let (count, checkpoint) = held(&store).await?;
         assert!(count >= 20 && checkpoint == Some(19), "{count} records and {checkpoint:?}");
@@ -98,7 +95,6 @@ async fn a_power_loss_takes_nothing_from_before_the_checkpoint() -> Result<(), B
         assert_eq!(held(&LocalRecords::open(&lost)?).await?.0, count + 1, "it goes on from there");
         kept.push(count);
     }
-    assert!(refused > 0, "the database itself copes with holes: the mending of its journal can go");
     kept.sort();
     assert!(kept[0] < kept[kept.len() - 1], "the seeds tear at different places: {kept:?}");
     Ok(())

@@ -4,9 +4,9 @@
 //! lost, after a power loss nothing up to the last checkpoint. What is left is always the state of one moment, so that
 //! the log, replayed from that checkpoint, completes it.
 //!
-//! Memory is bounded by [`LocalOptions`]: the block cache, up to five memtables (one written to, four waiting for
-//! their flush; writers wait past three) and some MiB for filters, indexes and compaction: 56 MiB and those by
-//! default.
+//! Memory is bounded by [`LocalOptions`]: the block cache and up to four memtables (one written to, three waiting for
+//! their flush), which take about half as much again as the rows in them, and some MiB for filters, indexes and
+//! compaction. By default that is 16 MiB and four times 4 MiB.
 
 mod cell;
 mod files;
@@ -26,7 +26,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::PersistMode;
+use fjall::{AbstractTree, PersistMode};
 use futures_util::{FutureExt, future::BoxFuture};
 use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
 use tokio::{
@@ -43,9 +43,9 @@ use self::{
 };
 use crate::{At, Change, Order, RecordStore, RecordsError, StoredItem, StoredSession, metrics};
 
-/// Writers wait while this many memtables wait for their flush. The database itself would stop at four, in steps of
-/// 100 ms and without noticing when its own workers have failed.
-const MAX_SEALED_MEMTABLES: usize = 3;
+/// Writers wait while more memtables than this wait for their flush. The database itself would stop at four, in steps
+/// of 100 ms and without noticing when its own worker has failed.
+const MAX_SEALED_MEMTABLES: usize = 2;
 const FLUSH_POLL: Duration = Duration::from_millis(2);
 
 /// How much memory and space the embedded store may use.
@@ -53,7 +53,7 @@ const FLUSH_POLL: Duration = Duration::from_millis(2);
 pub struct LocalOptions {
     /// Blocks of rows kept in memory, in bytes.
     pub block_cache_bytes: u64,
-    /// The size at which a memtable is flushed, in bytes, of which there are up to five. Fixed when the store is
+    /// The size at which a memtable is flushed, in bytes, of which there are up to four. Fixed when the store is
     /// created.
     pub memtable_bytes: u64,
     /// Writes are refused with [`RecordsError::Full`] while less space than this is free, so that what was already
@@ -63,7 +63,7 @@ pub struct LocalOptions {
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 16 << 20, memtable_bytes: 8 << 20, reserve_bytes: 32 << 20 }
+        Self { block_cache_bytes: 16 << 20, memtable_bytes: 4 << 20, reserve_bytes: 32 << 20 }
     }
 }
 
@@ -168,7 +168,7 @@ impl Shared {
         changes.iter().try_for_each(writer::check)?;
         self.make_writable(&mut writing)?;
         let outcome = self.with_rows(|rows| {
-            let applied = wait_for_flushes(rows)
+            let applied = make_room(rows, self.options.memtable_bytes)
                 .map_err(WriteError::from)
                 .and_then(|()| Writer::new(&rows.db, &rows.keyspace).apply(changes));
             applied.map_err(|error| self.write_error(&mut writing, error))
@@ -191,7 +191,7 @@ impl Shared {
         let number = writing.number + 1;
         self.with_rows(|rows| {
             let row = cell::encode(Position(number), checkpoint);
-            let written = wait_for_flushes(rows)
+            let written = make_room(rows, self.options.memtable_bytes)
                 .and_then(|()| rows.keyspace.insert(keys::checkpoint(shard), row))
                 .and_then(|()| rows.db.persist(PersistMode::SyncAll));
             written.map_err(|error| self.write_error(&mut writing, error.into()))
@@ -241,15 +241,20 @@ impl Shared {
         RecordsError::Full { path: self.dir.clone() }
     }
 
-    /// Whether less than `bytes` are free. Where the system does not say, writing has to find out.
+    /// Whether less than `bytes` are free. Where the file system does not say, writing has to find out.
     fn is_short_of_space(&self, bytes: u64) -> bool {
-        rustix::fs::statvfs(&self.dir).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) < bytes)
+        let is_short = |stat: rustix::fs::StatVfs| stat.f_bavail.saturating_mul(stat.f_frsize) < bytes;
+        rustix::fs::statvfs(&self.dir).is_ok_and(|stat| stat.f_blocks > 0 && is_short(stat))
     }
 }
 
-/// Waits until few enough memtables wait for their flush; an error once the database has given up on flushing.
-fn wait_for_flushes(rows: &Rows) -> fjall::Result<()> {
-    while rows.keyspace.sealed_memtable_count() >= MAX_SEALED_MEMTABLES {
+/// Seals a full memtable and waits until few enough of them wait for their flush; an error once the database has given
+/// up on flushing. By itself it seals them when a worker comes to it, after any compaction, and they grow meanwhile.
+fn make_room(rows: &Rows, memtable_bytes: u64) -> fjall::Result<()> {
+    if rows.keyspace.tree.active_memtable().size() >= memtable_bytes {
+        rows.keyspace.rotate_memtable()?;
+    }
+    while rows.keyspace.sealed_memtable_count() > MAX_SEALED_MEMTABLES {
         rows.db.persist(PersistMode::Buffer)?;
         std::thread::sleep(FLUSH_POLL);
     }
@@ -315,5 +320,35 @@ impl RecordStore for LocalRecords {
         let prefix = keys::channel(tenant, channel);
         let after = after.map(SessionPart::new).transpose();
         self.read(move |rows| reader::sessions(rows, &prefix?, after?.as_ref(), limit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChangeKind, Row};
+
+    fn state(position: u64) -> Vec<Change> {
+        let row = Row::Session { session: SessionKey::api("t", "a"), state: "state".into() };
+        vec![Change { position: Position(position), kind: ChangeKind::Put(row) }]
+    }
+
+    /// What the database itself does on a full disk is not played here, only the way back.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_a_full_disk_writes_go_on() -> Result<(), RecordsError> {
+        let dir = tempfile::tempdir().map_err(|error| RecordsError::Unavailable(error.to_string()))?;
+        let store = LocalRecords::open(dir.path())?;
+        store.write(state(1)).await?;
+        store.put_checkpoint(ShardId(3), "first".into()).await?;
+        store.shared.writing.lock().await.starved = true;
+        store.write(state(2)).await?;
+        assert!(!store.shared.writing.lock().await.starved);
+        store.put_checkpoint(ShardId(3), "second".into()).await?;
+        drop(store);
+        let store = LocalRecords::open(dir.path())?;
+        let found = store.session(&SessionKey::api("t", "a")).await?;
+        assert_eq!(found.map(|at| at.position), Some(Position(2)));
+        assert_eq!(store.checkpoint(ShardId(3)).await?, Some("second".into()));
+        Ok(())
     }
 }

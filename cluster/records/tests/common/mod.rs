@@ -14,9 +14,10 @@ pub(crate) fn session() -> SessionKey {
     SessionKey::api("tenant", "chat")
 }
 
-/// The record at `position`: the session's state and one item.
+/// The record at `position`: the session's state and one item. Some are longer than a page, so that a lost page can lie
+/// within a single value.
 pub(crate) fn record(position: u64) -> Vec<Change> {
-    let text = Bytes::from(format!("{position} ").repeat(40));
+    let text = Bytes::from(format!("{position} ").repeat(if position % 8 == 3 { 5_000 } else { 40 }));
     let rows = [
         Row::Item { session: session(), index: position, item: text.clone() },
         Row::Session { session: session(), state: text },

@@ -77,14 +77,6 @@ pub enum ModelError {
         /// What does not fit.
         problem: String,
     },
-    /// The device cannot be used.
-    #[error("the device {device} cannot be used: {problem}")]
-    Device {
-        /// The device asked for.
-        device: String,
-        /// Why not, and what to do.
-        problem: String,
-    },
     /// The model was loaded, but its first steps failed.
     #[error("the model failed in its warm-up")]
     WarmUp(#[source] EngineError),

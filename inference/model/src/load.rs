@@ -90,7 +90,7 @@ pub fn load(
     let total_bytes = file.bytes().len() as u64;
     let report = |stage, done_bytes| progress(LoadProgress { stage, done_bytes, total_bytes });
     report(LoadStage::Description, 0);
-    let device = options.device.open()?;
+    let device = options.device.open();
     let gguf = Gguf::parse(file.path(), file.bytes())?;
     let config = LlamaConfig::read(&gguf)?;
     if options.lanes == 0 || options.context_tokens == 0 {

@@ -19,10 +19,11 @@ const line = new Line({ message: onMessage, state: onLine, unauthorized: askForK
 
 // ---- conversations -------------------------------------------------------------------------------------------------------------
 
-/** Ids sort newest first, so that the server's listing does. */
+/** Ids sort newest first, so that the server's listing does; it lists shorter ids first, so all have one length. */
 function freshId() {
   const age = (Number.MAX_SAFE_INTEGER - Date.now()).toString(36).padStart(11, "0");
-  return `chat-${age}-${crypto.getRandomValues(new Uint32Array(2)).join("")}`;
+  const random = [...crypto.getRandomValues(new Uint32Array(2))].map((n) => n.toString(36).padStart(7, "0"));
+  return `chat-${age}-${random.join("")}`;
 }
 
 const idInAddress = () => decodeURIComponent(location.hash.match(/^#\/c\/(.+)$/)?.[1] ?? "");

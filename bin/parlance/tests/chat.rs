@@ -176,7 +176,7 @@ fn a_person_can_stop_regenerate_start_anew_and_leave() {
     up.args(["up", "--listen", "127.0.0.1:0", "--model", "scripted:ttft_ms=10,token_ms=200,tokens=40", "--data"]);
     let node = Node::start(&place, up.arg(place.data()));
     node.wait_ready();
-    let command = format!("{} chat --session s --server {}", env!("CARGO_BIN_EXE_parlance"), server(&node));
+    let command = format!("exec {} chat --session s --server {}", env!("CARGO_BIN_EXE_parlance"), server(&node));
     let mut terminal = Command::new("script");
     terminal.args(["-qec", &command, "/dev/null"]).env("HOME", place.path()).env("TERM", "xterm");
     terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -19,7 +19,8 @@
 //!   keep that order too: a waiting turn that is stopped, or whose time is up, ends when it is its turn. So that no turn
 //!   outlives its deadline by that, a waiting turn's deadline is never earlier than that of the turns before it.
 //! - An accepted turn has exactly one final record. It comes at the latest at its deadline, or after
-//!   [`Limits::attempts`] failed attempts. An attempt that died with its process counts as failed.
+//!   [`Limits::failures`] failed attempts. An attempt that died with its session or process did not fail, it was interrupted; but
+//!   after [`Limits::attempts`] in all the turn is what brings them down, and ends.
 //! - The messages of a turn enter the history when the turn comes up, its reply when it is committed. A turn that ended
 //!   without any text stays in the transcript, and is left out of later prompts.
 //! - A regenerated reply replaces the last one when it is committed, and not if it has no text.

@@ -6,7 +6,9 @@ pub const DEDUPE_TTL_MS: u64 = 24 * 60 * 60 * 1_000;
 pub struct Limits {
     /// The most accepted turns without an answer, the running one included.
     pub queue: usize,
-    /// The most attempts to answer one turn.
+    /// The most attempts to answer one turn that may fail in one life of the session.
+    pub failures: u32,
+    /// The most attempts to answer one turn, those included that were interrupted because the session or its process died.
     pub attempts: u32,
     /// The most items of history in memory and in a prompt, the current exchange excepted.
     pub history_items: usize,
@@ -28,7 +30,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 8,
-            attempts: 3,
+            failures: 3,
+            attempts: 12,
             history_items: 512,
             history_bytes: 256 * 1_024,
             dedupe: 4_096,

@@ -3,8 +3,8 @@
 mod common;
 mod load;
 
-use common::{Node, Place};
-use load::ordeal::{Ordeal, planted, up};
+use common::{Node, Place, planted};
+use load::ordeal::{Ordeal, up};
 
 const KILLS: usize = 100;
 /// Kills that must find a turn between its acknowledgement and its reply: else they prove nothing about it.
@@ -23,8 +23,7 @@ async fn acknowledged_turns_survive_sigkill() {
     let open = ordeal.kills_with_open_turn;
     let report = ordeal.end().await;
     assert_eq!(report.violations, []);
-    // A turn that is interrupted three times ends in a recorded failure: rare, even under this many kills.
-    assert!(report.recorded_failures * 50 < report.recorded, "too many turns failed: {report}");
+    assert_eq!(report.recorded_failures, 0, "an interruption is no failure: {report}");
     assert!(open >= KILLS_WITH_OPEN_TURN, "only {open} kills found an open turn");
     assert!(report.replied >= KILLS * 10, "the clients hardly got through: {report}");
 }

@@ -19,6 +19,8 @@ use crate::{Effect, Failure, GenerationOrder, OpenTurn};
 pub(super) struct Head {
     turn: TurnId,
     phase: Phase,
+    /// Attempts that failed, as far as this process saw them.
+    failures: u32,
     /// The most that any earlier attempt of this process said, as far as the running one continues it.
     said: Said,
 }
@@ -71,7 +73,7 @@ impl Run {
 
 impl Head {
     fn new(turn: TurnId, phase: Phase) -> Self {
-        Self { turn, phase, said: Said::default() }
+        Self { turn, phase, failures: 0, said: Said::default() }
     }
 
     pub(super) fn wake_at(&self, deadline: TimestampMs, every_ms: u64, in_flight: bool) -> Option<TimestampMs> {
@@ -104,21 +106,20 @@ impl Head {
 }
 
 impl Dialogue {
-    /// An interrupted attempt counts as failed: a turn that brings the process down must not do so for ever.
+    /// The attempt that was running was interrupted. The next one begins at once, unless they were too many: a turn that brings
+    /// the process down must not do so for ever.
     pub(super) fn recover(&mut self) {
         if self.live {
             return;
         }
         self.live = true;
         if let Some(open) = self.durable.open.front() {
-            let mut head = Head::new(open.request.turn, Phase::Fresh);
-            let failure = Failure {
-                code: "model_failed".into(),
-                message: "The reply was interrupted too often.".into(),
-                retry_after_ms: Some(0),
+            let phase = if open.attempt < self.limits.attempts {
+                Phase::Waiting { until: self.clock }
+            } else {
+                Phase::Ending(failed(open, "model_failed", "The reply was interrupted too often."))
             };
-            head.phase = self.after_failure(open, failure);
-            self.head = Some(head);
+            self.head = Some(Head::new(open.request.turn, phase));
         }
     }
 
@@ -299,20 +300,14 @@ impl Dialogue {
         if self.run_mut(turn, attempt).is_none() {
             return;
         }
-        let Some(open) = self.durable.open.front() else { return };
-        let next = self.after_failure(open, failure);
-        if let Some(head) = &mut self.head {
-            head.leave_run(next);
-        }
-    }
-
-    fn after_failure(&self, open: &OpenTurn, failure: Failure) -> Phase {
-        match failure.retry_after_ms {
-            Some(wait) if open.attempt < self.limits.attempts => {
-                Phase::Waiting { until: TimestampMs(self.clock.0.saturating_add(wait)) }
-            }
-            _ => Phase::Ending(failed(open, &failure.code, &failure.message)),
-        }
+        let (Some(open), Some(head)) = (self.durable.open.front(), &mut self.head) else { return };
+        head.failures += 1;
+        let may_go_on = head.failures < self.limits.failures && open.attempt < self.limits.attempts;
+        let next = match failure.retry_after_ms.filter(|_| may_go_on) {
+            Some(wait) => Phase::Waiting { until: TimestampMs(self.clock.0.saturating_add(wait)) },
+            None => Phase::Ending(failed(open, &failure.code, &failure.message)),
+        };
+        head.leave_run(next);
     }
 }
 

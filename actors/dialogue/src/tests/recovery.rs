@@ -103,17 +103,32 @@ fn another_model_begins_anew() {
 }
 
 #[test]
-fn a_turn_that_is_interrupted_three_times_fails() {
+fn a_turn_that_is_interrupted_again_and_again_fails() {
     let mut world = World::new();
     world.accept(turn(1, "hi"));
     world.accept(turn(2, "waits"));
-    for _ in 0..3 {
+    for interrupted in 1..=world.limits.attempts {
+        assert_eq!(world.running.as_ref().map(|order| (order.turn, order.attempt)), Some((TurnId(1), interrupted)));
         world.crash(0, 0, 0);
         world.commit_all();
     }
     assert_eq!(endings(&world.seen), [(1, "model_failed".into())]);
     let order = world.running.clone().expect("the waiting turn has come up");
     assert_eq!((order.turn, order.attempt), (TurnId(2), 1), "waiting is no attempt");
+}
+
+#[test]
+fn an_interruption_is_no_failure() {
+    let mut world = World::new();
+    world.accept(turn(1, "hi"));
+    for _ in 0..4 {
+        world.model_fails(Some(0));
+        world.commit_all();
+        world.crash(0, 0, 0);
+        world.commit_all();
+    }
+    world.answer(2);
+    assert_eq!(endings(&world.seen), [(1, "Stop".into())]);
 }
 
 #[test]

@@ -9,6 +9,8 @@
 //!
 //! Pure: no clock, no I/O, no actors. So far there is one guard, [`PassThrough`], which lets everything through.
 
+use std::{fmt, sync::Arc};
+
 use parlance_cluster_protocol::Item;
 
 /// The most bytes of a reply that an [`OutputReview`] may hold back.
@@ -34,10 +36,10 @@ pub enum InputVerdict {
     Blocked(Block),
 }
 
-/// Reviews what a person says. One value serves all sessions.
+/// Reviews what the model is told. One value serves all sessions.
 pub trait InputGuard: Send + Sync + 'static {
-    /// Reviews the messages that a turn of `tenant` adds to its session. The same messages get the same verdict, so that a
-    /// turn that is taken up again gets the same prompt.
+    /// Reviews a prompt of `tenant`, oldest message first: all of it, since the record keeps earlier messages as they were said.
+    /// The same messages get the same verdict, so that a turn that is taken up again gets the same prompt.
     fn review(&self, tenant: &str, messages: &[Item]) -> InputVerdict;
 }
 
@@ -64,6 +66,27 @@ pub trait OutputReview: Send {
 
     /// The reply is complete: says what is to be shown of the text that was held back. Nothing follows.
     fn finish(&mut self) -> OutputVerdict;
+}
+
+/// Both guards of a node.
+#[derive(Clone)]
+pub struct Guards {
+    /// In front of the model.
+    pub input: Arc<dyn InputGuard>,
+    /// Behind it.
+    pub output: Arc<dyn OutputGuard>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self { input: Arc::new(PassThrough), output: Arc::new(PassThrough) }
+    }
+}
+
+impl fmt::Debug for Guards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guards")
+    }
 }
 
 /// Lets everything through as it is, at once.

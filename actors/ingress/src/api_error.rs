@@ -102,10 +102,12 @@ impl ApiError {
     /// The error of a turn that ended without a reply.
     pub(crate) fn from_failed(failed: &TurnFailed) -> Self {
         let status = match failed.code.as_str() {
-            "context_length_exceeded" | "invalid_value" => StatusCode::BAD_REQUEST,
+            "context_length_exceeded" | "invalid_value" | "content_blocked" => StatusCode::BAD_REQUEST,
             "model_not_found" => StatusCode::NOT_FOUND,
             "deadline_exceeded" => StatusCode::GATEWAY_TIMEOUT,
-            "overloaded" | "draining" | "log_unavailable" | "records_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded" | "draining" | "log_unavailable" | "records_unavailable" | "session_parked" => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { code: Cow::Owned(failed.code.clone()), ..Self::new(status, "", failed.message.clone()) }
@@ -142,6 +144,7 @@ fn status(refusal: &Refusal) -> StatusCode {
     match refusal {
         Refusal::InvalidValue { .. }
         | Refusal::ContextExceeded(_)
+        | Refusal::Blocked { .. }
         | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_)) => StatusCode::BAD_REQUEST,
         Refusal::ModelNotFound { .. } | Refusal::SessionNotFound => StatusCode::NOT_FOUND,
         Refusal::IdempotencyConflict | Refusal::SessionExists => StatusCode::CONFLICT,
@@ -224,6 +227,7 @@ mod tests {
             (Refusal::ContextExceeded("too long".into()), 400, "context_length_exceeded"),
             (Refusal::InvalidValue { param: "top_p".into(), message: "bad".into() }, 400, "invalid_value"),
             (parked, 503, "session_parked"),
+            (Refusal::Blocked { code: "content_blocked", message: "not here".into() }, 400, "content_blocked"),
             (Refusal::Engine(EngineError::DeadlineExceeded), 504, "deadline_exceeded"),
             (Refusal::Engine(EngineError::Stopped), 503, "model_failed"),
             (Refusal::Engine(EngineError::Template("roles".into())), 400, "invalid_value"),

@@ -82,6 +82,14 @@ pub enum Refusal {
     /// The session failed again and again and is set aside; a restart of the node brings it back.
     #[error("the session {0} failed repeatedly and is parked")]
     Parked(SessionKey),
+    /// The guard lets the prompt, or its reply, not through.
+    #[error("{message}")]
+    Blocked {
+        /// The code of the public interface.
+        code: &'static str,
+        /// What a person is told.
+        message: String,
+    },
     /// The model failed before it produced a reply, or its queue is full.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -107,6 +115,7 @@ impl Refusal {
             Self::RecordsUnavailable(_) => "records_unavailable",
             Self::Draining => "draining",
             Self::Parked(_) => "session_parked",
+            Self::Blocked { code, .. } => code,
             Self::Engine(EngineError::DeadlineExceeded) => "deadline_exceeded",
             Self::Engine(_) => "model_failed",
         }

@@ -77,13 +77,18 @@ impl Models {
         Ok(())
     }
 
-    /// Renders a session's turn for the replica that is to answer it.
-    pub(crate) fn plan(&self, clock: Clock, tenant: &str, order: &GenerationOrder) -> Result<Planned, Refusal> {
+    /// Renders a session's turn for the replica that is to answer it. `messages` are the order's, as the guard lets them through.
+    pub(crate) fn plan(
+        &self,
+        clock: Clock,
+        tenant: &str,
+        order: &GenerationOrder,
+        messages: &[Item],
+    ) -> Result<Planned, Refusal> {
         let replica = self.0.registry.route(&order.options.model, order.affinity)?;
         let tag = tag(&*replica);
         let continues = order.forced_model.as_ref() == Some(&tag);
         let forced = if continues { order.forced.clone() } else { Vec::new() };
-        let items: Vec<Item> = order.messages.iter().map(|item| Item::clone(item)).collect();
         let left = Duration::from_millis(order.deadline.0.saturating_sub(clock.now().0));
         let request = prepare_turn(
             &*replica,
@@ -93,7 +98,7 @@ impl Models {
                 deadline: Some((Instant::now() + left).into_std()),
                 tenant,
                 affinity: order.affinity,
-                ..turn(&items, &order.options, order.history)
+                ..turn(messages, &order.options, order.history)
             },
         )?;
         self.planned(&replica, request, tag)

@@ -12,6 +12,7 @@ use std::{
 };
 
 use parlance_actors_dialogue as dialogue;
+use parlance_actors_guard::Guards;
 use parlance_cluster_log::ShardLog;
 use parlance_cluster_protocol::TurnId;
 use parlance_cluster_records::RecordStore;
@@ -42,6 +43,8 @@ pub struct NodeOptions {
     pub records: Arc<dyn RecordStore>,
     /// The models that it serves. The first one also answers to `default`.
     pub models: Vec<ModelSpec>,
+    /// What reviews prompts and replies.
+    pub guards: Guards,
     /// Its bounds.
     pub limits: Limits,
 }
@@ -52,6 +55,7 @@ pub(crate) struct Services {
     pub(crate) log: Arc<dyn ShardLog>,
     pub(crate) records: Arc<dyn RecordStore>,
     pub(crate) models: Models,
+    pub(crate) guards: Guards,
     pub(crate) limits: Limits,
     pub(crate) dialogue_limits: dialogue::Limits,
     pub(crate) clock: Clock,
@@ -152,6 +156,7 @@ impl Node {
             log: options.log,
             records: options.records,
             models: Models::new(registry),
+            guards: options.guards,
             dialogue_limits: dialogue_limits(&limits),
             clock: Clock::start(),
             turns: Admission::new("open turns", limits.open_turns, limits.open_turns_per_tenant),

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parlance_actors_ingress::{Auth, IngressOptions, Listener};
-use parlance_actors_runtime::{ModelSpec, Node, NodeOptions};
+use parlance_actors_runtime::{Guards, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError};
 use parlance_cluster_records::LocalRecords;
 use rustls::ServerConfig;
@@ -92,6 +92,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         log: Arc::new(log),
         records: Arc::new(records),
         models: checked.models,
+        guards: Guards::default(),
         limits: config.limits.node.clone(),
     })
     .await

@@ -13,7 +13,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use parlance_actors_runtime::{Limits, ModelSpec, Node, NodeOptions};
+use parlance_actors_runtime::{Guards, Limits, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions};
 use parlance_cluster_records::LocalRecords;
 use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
@@ -38,6 +38,7 @@ pub(super) async fn node(data: &Path, script: &str) -> Node {
         log: Arc::new(LocalLog::open(log).expect("the log opens")),
         records: Arc::new(LocalRecords::open(data.join("records")).expect("the records open")),
         models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
+        guards: Guards::default(),
         limits: Limits::default(),
     };
     let node = Node::start(options).await.expect("the node starts");

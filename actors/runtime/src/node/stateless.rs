@@ -1,10 +1,16 @@
 //! Generations outside any session: nothing is recorded, and they end with their client.
 
 use parlance_cluster_protocol::{FinishReason, GenerationOptions, Item, ModelTag, Replied, TurnFailed, TurnId, Usage};
-use parlance_inference_engine::{EngineError, EventSink, Finish, GenerateEvent, TokenUsage};
+use parlance_inference_engine::{EventSink, Finish, GenerateEvent, TokenUsage};
 
 use super::Node;
-use crate::{Refusal, TurnOutcome, TurnStream, admission::Permit, models::Stateless, turn::TurnWriter};
+use crate::{
+    Refusal, TurnOutcome, TurnStream,
+    admission::Permit,
+    guarded::{self, Blockable, Guarded},
+    models::Stateless,
+    turn::TurnWriter,
+};
 
 /// What is asked of a model outside any session.
 #[derive(Debug, Clone)]
@@ -29,9 +35,10 @@ impl Node {
     /// Why nothing is generated.
     pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
         let permit = self.services.stateless.admit(&request.tenant)?;
+        let guards = &self.services.guards;
         let planned = self.services.models.plan_stateless(Stateless {
             tenant: &request.tenant,
-            input: &request.input,
+            input: &guarded::review(guards, &request.tenant, &request.input)?,
             options: &request.options,
             seed: request.seed.unwrap_or_else(rand::random),
             deadline: self.services.limits.turn_deadline,
@@ -39,6 +46,7 @@ impl Node {
         let writer = TurnWriter::new();
         let mut stream = writer.watch(0);
         let sink = Sink { writer, turn: request.id, model: planned.tag, _permit: permit };
+        let sink = Guarded::new(guards, &request.tenant, sink);
         let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
         stream.cancel_on_drop(handle);
         Ok(stream)
@@ -58,9 +66,15 @@ impl EventSink for Sink {
         match event {
             GenerateEvent::Tokens { text, .. } => self.writer.push(&text),
             GenerateEvent::Finished { finish, usage } => self.writer.end(self.replied(finish, usage)),
-            GenerateEvent::Failed(error) => self.writer.end(self.failed(error)),
+            GenerateEvent::Failed(error) => self.writer.end(self.failed(&error.into())),
         }
         self.writer.has_watchers()
+    }
+}
+
+impl Blockable for Sink {
+    fn blocked(&mut self, refusal: Refusal) {
+        self.writer.end(self.failed(&refusal));
     }
 }
 
@@ -79,8 +93,7 @@ impl Sink {
         )
     }
 
-    fn failed(&self, error: EngineError) -> TurnOutcome {
-        let refusal = Refusal::from(error);
+    fn failed(&self, refusal: &Refusal) -> TurnOutcome {
         let (code, message) = (refusal.code().to_owned(), refusal.to_string());
         TurnOutcome::Failed(TurnFailed { turn: self.turn, attempt: 1, code, message }.into())
     }

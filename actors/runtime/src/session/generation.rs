@@ -1,6 +1,7 @@
 //! The running generation of a session: started on a model worker, reported back as messages.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -8,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
-use parlance_cluster_protocol::{FinishReason, ModelTag, TurnId, Usage};
+use parlance_cluster_protocol::{FinishReason, Item, ModelTag, TurnId, Usage};
 use parlance_inference_engine::{CancelHandle, EventSink, GenerateEvent};
 use ractor::ActorRef;
 use tokio::time;
@@ -17,9 +19,8 @@ use tokio::time;
 use super::{Internal, SessionMessage, SessionState};
 use crate::{
     Refusal,
-    clock::Clock,
-    models::Models,
-    node::{finish_reason, token_counts},
+    guarded::{self, Blockable, Guarded},
+    node::{Services, finish_reason, token_counts},
 };
 
 /// How long an attempt waits behind a failure that may pass.
@@ -87,10 +88,12 @@ impl Reporter {
     }
 }
 
-/// The engine's end of a [`Reporter`]. Dropped before the end, it reports that the engine died.
+/// The engine's end of a [`Reporter`]. Dropped before the end, it reports that the engine died, if the engine had taken the request.
 struct Sink {
     reporter: Reporter,
     ended: bool,
+    /// Set by the first of two: the engine has taken the request, this was dropped. The second one reports.
+    taken: Arc<AtomicBool>,
 }
 
 impl EventSink for Sink {
@@ -107,27 +110,37 @@ impl EventSink for Sink {
     }
 }
 
+impl Blockable for Sink {
+    fn blocked(&mut self, refusal: Refusal) {
+        self.ended = true;
+        self.reporter.report(Event::Failed(failure(&refusal)));
+    }
+}
+
 impl Drop for Sink {
     fn drop(&mut self) {
-        if !self.ended {
-            let message = "the model worker stopped".to_owned();
-            let failure = Failure { code: "model_failed".into(), message, retry_after_ms: Some(RETRY_AFTER_MS) };
-            self.reporter.report(Event::Failed(failure));
+        if !self.ended && self.taken.swap(true, Ordering::Relaxed) {
+            self.reporter.report(Event::Failed(broke_off("the model worker stopped")));
         }
     }
 }
 
 impl SessionState {
     pub(super) fn start_generation(&mut self, order: GenerationOrder) {
+        #[cfg(feature = "planted-bugs")]
+        crate::planted::taste(&order.messages);
         let (turn, attempt) = (order.turn, order.attempt);
         self.stream(turn).restart();
         let cancelled = Arc::new(AtomicBool::new(false));
         self.generation = Some(Generation { turn, attempt, cancelled: cancelled.clone(), handle: None });
         let reporter = Reporter { session: self.myself.clone(), turn, attempt, cancelled };
-        let (models, clock, tenant) = (self.services.models.clone(), self.services.clock, self.session.tenant.clone());
+        let (services, session) = (self.services.clone(), self.session.clone());
         tokio::spawn(async move {
-            if let Err(refusal) = run(&models, clock, &tenant, order, &reporter).await {
-                reporter.report(Event::Failed(failure(&refusal)));
+            let ran = AssertUnwindSafe(run(&services, &session.tenant, order, &reporter)).catch_unwind().await;
+            match ran {
+                Ok(Ok(())) => {}
+                Ok(Err(refusal)) => drop(reporter.report(Event::Failed(failure(&refusal)))),
+                Err(_panic) => drop(reporter.report(Event::Failed(broke_off("the prompt could not be prepared")))),
             }
         });
     }
@@ -164,15 +177,11 @@ impl SessionState {
     }
 }
 
-async fn run(
-    models: &Models,
-    clock: Clock,
-    tenant: &str,
-    order: GenerationOrder,
-    reporter: &Reporter,
-) -> Result<(), Refusal> {
+async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter: &Reporter) -> Result<(), Refusal> {
+    let messages: Vec<Item> = order.messages.iter().map(|item| Item::clone(item)).collect();
+    let messages = guarded::review(&services.guards, tenant, &messages)?;
     let planned = loop {
-        match models.plan(clock, tenant, &order) {
+        match services.models.plan(services.clock, tenant, &order, &messages) {
             // A model that is loading, as after every start, answers when it is there; the turn's deadline ends the wait.
             Err(Refusal::ModelNotReady { .. }) if !reporter.is_cancelled() => time::sleep(MODEL_POLL).await,
             planned => break planned?,
@@ -186,10 +195,20 @@ async fn run(
     if !reporter.report(started) {
         return Ok(());
     }
-    let sink = Sink { reporter: reporter.clone(), ended: false };
+    let taken = Arc::new(AtomicBool::new(false));
+    let sink = Sink { reporter: reporter.clone(), ended: false, taken: taken.clone() };
+    let sink = Guarded::new(&services.guards, tenant, sink);
     let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
     reporter.report(Event::Cancellable(handle));
+    if taken.swap(true, Ordering::Relaxed) {
+        reporter.report(Event::Failed(broke_off("the model worker stopped")));
+    }
     Ok(())
+}
+
+/// An attempt that ended without a word of its own.
+fn broke_off(message: &str) -> Failure {
+    Failure { code: "model_failed".into(), message: message.into(), retry_after_ms: Some(RETRY_AFTER_MS) }
 }
 
 /// Which failures may pass, so that another attempt makes sense.

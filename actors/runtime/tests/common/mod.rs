@@ -4,7 +4,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use parlance_actors_runtime::{
-    AcceptedTurn, Idempotency, Limits, ModelSpec, Node, NodeOptions, TurnEvent, TurnOutcome, TurnRequest, TurnStream,
+    AcceptedTurn, Guards, Idempotency, Limits, ModelSpec, Node, NodeOptions, TurnEvent, TurnOutcome, TurnRequest,
+    TurnStream,
 };
 use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError, ShardLog};
 use parlance_cluster_protocol::{
@@ -43,6 +44,7 @@ pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
         log: log(data),
         records: records(data),
         models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
+        guards: Guards::default(),
         limits: Limits::default(),
     }
 }

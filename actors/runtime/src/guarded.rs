@@ -1,0 +1,76 @@
+//! The guard's place around a generation: messages before they are rendered for the model, text before anybody sees it.
+
+use std::borrow::Cow;
+
+use parlance_actors_guard::{Block, Guards, InputVerdict, OutputReview, OutputVerdict};
+use parlance_cluster_protocol::Item;
+use parlance_inference_engine::{EventSink, GenerateEvent};
+
+use crate::Refusal;
+
+/// The messages of a prompt as the model may get them.
+///
+/// # Errors
+///
+/// [`Refusal::Blocked`] if it may get none.
+pub(crate) fn review<'a>(guards: &Guards, tenant: &str, messages: &'a [Item]) -> Result<Cow<'a, [Item]>, Refusal> {
+    match guards.input.review(tenant, messages) {
+        InputVerdict::Pass => Ok(Cow::Borrowed(messages)),
+        InputVerdict::Masked(masked) => Ok(Cow::Owned(masked)),
+        InputVerdict::Blocked(block) => Err(block.into()),
+    }
+}
+
+/// A sink that a blocked reply can be told.
+pub(crate) trait Blockable: EventSink {
+    /// The reply ends here. Nothing follows.
+    fn blocked(&mut self, refusal: Refusal);
+}
+
+/// A sink that is told only what the guard lets through.
+pub(crate) struct Guarded<S> {
+    sink: S,
+    review: Box<dyn OutputReview>,
+    blocked: bool,
+}
+
+impl<S: Blockable> Guarded<S> {
+    pub(crate) fn new(guards: &Guards, tenant: &str, sink: S) -> Self {
+        Self { sink, review: guards.output.begin(tenant), blocked: false }
+    }
+
+    fn block(&mut self, block: Block) -> bool {
+        self.blocked = true;
+        self.sink.blocked(block.into());
+        false
+    }
+}
+
+impl<S: Blockable> EventSink for Guarded<S> {
+    fn send(&mut self, event: GenerateEvent) -> bool {
+        // The engine hears that nobody listens, and may have had more on its lips.
+        if self.blocked {
+            return false;
+        }
+        match event {
+            GenerateEvent::Tokens { ids, text } => match self.review.push(text) {
+                OutputVerdict::Release(text) => self.sink.send(GenerateEvent::Tokens { ids, text }),
+                OutputVerdict::Blocked(block) => self.block(block),
+            },
+            GenerateEvent::Finished { .. } => match self.review.finish() {
+                OutputVerdict::Release(text) if text.is_empty() => self.sink.send(event),
+                OutputVerdict::Release(text) => {
+                    self.sink.send(GenerateEvent::Tokens { ids: Vec::new(), text }) && self.sink.send(event)
+                }
+                OutputVerdict::Blocked(block) => self.block(block),
+            },
+            GenerateEvent::Failed(_) => self.sink.send(event),
+        }
+    }
+}
+
+impl From<Block> for Refusal {
+    fn from(block: Block) -> Self {
+        Self::Blocked { code: block.code, message: block.message }
+    }
+}

@@ -56,6 +56,7 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
         "reasons": status.readiness.reasons,
         "draining": app.node.is_draining(),
         "shards": { "owned": status.shards_owned, "total": status.shards },
+        "sessions": { "live": status.live_sessions, "parked": status.parked_sessions },
         "open_turns": status.open_turns,
         "stateless": status.stateless,
         "log": { "admits": status.log.is_none(), "reason": status.log },

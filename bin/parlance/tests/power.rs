@@ -16,9 +16,9 @@ use std::{
     time::Duration,
 };
 
-use common::{Node, Place};
+use common::{Node, Place, planted};
 use disk::{Anything, Disk, Nothing, Remains};
-use load::ordeal::{Ordeal, planted, up};
+use load::ordeal::{Ordeal, up};
 
 const CUTS: usize = 25;
 /// Cuts that must find a turn between its acknowledgement and its reply: else they prove nothing about it.

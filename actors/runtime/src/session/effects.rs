@@ -29,29 +29,32 @@ impl SessionState {
     }
 
     fn propose(&mut self, tag: Tag, record: SessionRecord) {
-        #[cfg(feature = "planted-bugs")]
-        if crate::planted::acks_before_append()
-            && let SessionEvent::TurnAccepted(accepted) = &record.event
-        {
-            self.acknowledge_too_early(accepted.turn);
-        }
         let message = ShardMessage::Append {
             from: self.myself.get_id(),
             session: self.session.clone(),
             record: Arc::new(record),
             tag: tag.0,
         };
+        #[cfg(feature = "planted-bugs")]
+        let Some(message) = self.acknowledge_too_early(message) else { return };
         // A shard that is stopping takes its sessions along.
         let _stopping = self.shard.cast(message);
     }
 
-    /// Answers the request that waits for this turn, as if its record were in the log.
+    /// Answers the request that waits for a turn as if its record were in the log, which gets it a little later.
     #[cfg(feature = "planted-bugs")]
-    fn acknowledge_too_early(&mut self, turn: TurnId) {
+    fn acknowledge_too_early(&mut self, message: ShardMessage) -> Option<ShardMessage> {
+        let ShardMessage::Append { record, .. } = &message else { return Some(message) };
+        let SessionEvent::TurnAccepted(accepted) = &record.event else { return Some(message) };
+        if !crate::planted::acks_before_append() {
+            return Some(message);
+        }
         let submits = self.waiting.iter().filter(|(_, waiting)| matches!(waiting, Waiting::Submit { .. }));
         if let Some(request) = submits.map(|(request, _)| *request).max() {
-            self.on_accepted(request, turn);
+            self.on_accepted(request, accepted.turn);
         }
+        self.shard.send_after(crate::planted::APPEND_DELAY, || message);
+        None
     }
 
     /// The text of an open turn, from here on kept until the turn ends.

@@ -42,6 +42,13 @@ fn show(status: &Value) {
         output::line(format!("            {}", text(reason)));
     }
     output::line(format!("shards      {} of {}", status["shards"]["owned"], status["shards"]["total"]));
+    let parked = match status["sessions"]["parked"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(parked) => {
+            format!(", {parked} parked: they failed again and again, the log says why; a restart tries them anew")
+        }
+    };
+    output::line(format!("sessions    {} in memory{parked}", status["sessions"]["live"]));
     output::line(format!("open turns  {} durable, {} stateless", status["open_turns"], status["stateless"]));
     let row = |model: &Value| {
         let detail = model["detail"]

@@ -38,6 +38,16 @@ fn command(binary: &Path, home: &Path) -> Command {
     command
 }
 
+/// The test-only binary with a planted bug.
+pub(crate) fn planted(place: &Place, bug: &str) -> Command {
+    let planted = Path::new(env!("CARGO_BIN_EXE_parlance")).with_file_name("parlance-planted");
+    let remedy = "cargo build --release -p parlance --features planted-bugs --bin parlance-planted";
+    assert!(planted.exists(), "{} is missing; make it: {remedy}", planted.display());
+    let mut command = command(&planted, place.path());
+    command.env("PARLANCE_PLANTED_BUG", bug);
+    command
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {

@@ -63,13 +63,3 @@ pub(crate) fn up(mut command: Command, data: &Path) -> Command {
     command.args(["up", "--listen", "127.0.0.1:0", "--model", MODEL, "--data"]).arg(data);
     command
 }
-
-/// The test-only binary with a planted bug.
-pub(crate) fn planted(place: &Place, bug: &str) -> Command {
-    let planted = Path::new(env!("CARGO_BIN_EXE_parlance")).with_file_name("parlance-planted");
-    let remedy = "cargo build --release -p parlance --features planted-bugs --bin parlance-planted";
-    assert!(planted.exists(), "{} is missing; make it: {remedy}", planted.display());
-    let mut command = Command::new(planted);
-    command.env("HOME", place.path()).env("PARLANCE_PLANTED_BUG", bug);
-    command
-}

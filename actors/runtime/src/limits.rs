@@ -9,7 +9,7 @@ pub struct Limits {
     pub open_turns_per_tenant: usize,
     /// Turns that wait in one session behind the running one.
     pub queued_turns_per_session: usize,
-    /// Sessions in memory; the longest idle ones leave first.
+    /// Sessions in memory; the longest idle ones leave first. Past it, while none can leave, turns of further sessions are refused.
     pub live_sessions: usize,
     /// How long an idle session stays in memory.
     pub session_idle: Duration,

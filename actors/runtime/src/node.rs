@@ -18,7 +18,10 @@ use parlance_cluster_protocol::TurnId;
 use parlance_cluster_records::RecordStore;
 use parlance_inference_gateway::{ModelListing, ModelRegistry};
 use ractor::{Actor, ActorRef};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use self::root::RootArguments;
 pub use self::stateless::StatelessRequest;
@@ -32,6 +35,9 @@ use crate::{
     shards::ShardTable,
     supervisor::{Supervisor, SupervisorMessage},
 };
+
+/// Projections at once: while one writes, the next reads and folds. The store has one writer anyway.
+const PROJECTIONS: usize = 2;
 
 /// What a node is made of.
 pub struct NodeOptions {
@@ -62,6 +68,8 @@ pub(crate) struct Services {
     pub(crate) turns: Admission,
     pub(crate) stateless: Admission,
     pub(crate) census: Census,
+    /// How many shards may be writing their records' views at once.
+    pub(crate) projections: Semaphore,
 }
 
 /// How many sessions there are in memory, over all shards.
@@ -72,9 +80,23 @@ pub(crate) struct Census {
 }
 
 impl Census {
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn session_started(&self) {
         self.live.fetch_add(1, Ordering::Relaxed);
         metrics::session_started();
+    }
+
+    /// `false`: there are as many as `most` already.
+    pub(crate) fn session_starts_below(&self, most: usize) -> bool {
+        let one_more = |live| (live < most).then_some(live + 1);
+        let started = self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+        if started {
+            metrics::session_started();
+        }
+        started
     }
 
     pub(crate) fn session_ended(&self) {
@@ -162,6 +184,7 @@ impl Node {
             turns: Admission::new("open turns", limits.open_turns, limits.open_turns_per_tenant),
             stateless: Admission::new("stateless generations", limits.stateless, limits.stateless),
             census: Census::default(),
+            projections: Semaphore::new(PROJECTIONS),
             limits,
         });
         let shards = ShardTable::new(services.log.shards());
@@ -221,7 +244,7 @@ impl Node {
             readiness: self.readiness(),
             shards_owned,
             shards,
-            live_sessions: self.services.census.live.load(Ordering::Relaxed),
+            live_sessions: self.services.census.live(),
             parked_sessions: self.services.census.parked.load(Ordering::Relaxed),
             open_turns: self.services.turns.open(),
             stateless: self.services.stateless.open(),

@@ -166,6 +166,8 @@ pub(crate) struct ShardState {
     live: HashMap<Arc<SessionKey>, LiveSession>,
     by_actor: HashMap<ActorId, Arc<SessionKey>>,
     failed: BTreeMap<Arc<SessionKey>, FailedSession>,
+    /// When sessions were last looked for that could leave for a new one.
+    sought_room: Option<Instant>,
     /// The reader's state and the open turns at the end of the records that are being projected.
     projecting_to: Option<Checkpoint>,
     /// The same for what the store has.
@@ -268,6 +270,7 @@ impl ShardState {
             live: HashMap::new(),
             by_actor: HashMap::new(),
             failed: BTreeMap::new(),
+            sought_room: None,
             projecting_to: None,
             checkpointed: checkpoint.point.next,
             projected_to: checkpoint,

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
 
 use crate::RecordsError;
@@ -140,12 +140,22 @@ pub trait RecordStore: Send + Sync + 'static {
     /// What keeps the store from serving.
     fn checkpoint(&self, shard: ShardId) -> BoxFuture<'_, Result<Option<Bytes>, RecordsError>>;
 
+    /// The state rows of sessions, in their order.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    fn states(&self, sessions: &[&SessionKey]) -> BoxFuture<'_, Result<Vec<Option<At<Bytes>>>, RecordsError>>;
+
     /// A session's state row.
     ///
     /// # Errors
     ///
     /// What keeps the store from serving.
-    fn session(&self, session: &SessionKey) -> BoxFuture<'_, Result<Option<At<Bytes>>, RecordsError>>;
+    fn session(&self, session: &SessionKey) -> BoxFuture<'_, Result<Option<At<Bytes>>, RecordsError>> {
+        let states = self.states(&[session]);
+        async move { Ok(states.await?.pop().flatten()) }.boxed()
+    }
 
     /// Up to `limit` items of a session, from number `from` on in the given order (`None`: from that order's beginning).
     ///

@@ -60,6 +60,9 @@ impl ShardState {
                     self.projected_to = reached;
                 }
                 waiting.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
+                if self.excess_sessions() > 0 {
+                    self.sweep_idle();
+                }
                 if !self.settling_next.is_empty() {
                     self.start_projection();
                 }

@@ -6,7 +6,7 @@ use parlance_cluster_protocol::{SessionEvent, SessionKey, SessionRecord, TurnFai
 use ractor::{ActorId, ActorRef};
 use tokio::time::Instant;
 
-use super::{LiveSession, ShardState};
+use super::{LiveSession, SWEEP_EVERY, ShardState};
 use crate::{
     Refusal, metrics,
     session::{Session, SessionArguments, SessionCommand, SessionMessage},
@@ -20,6 +20,10 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     first_delay: Duration::from_millis(20),
     max_delay: Duration::from_secs(1),
 };
+/// How often a shard looks for sessions that could leave while the node holds as many as it may.
+const SEEK_ROOM_EVERY: Duration = Duration::from_millis(10);
+/// How many leave at once then, so that not every new session looks through all.
+const ROOM_TO_MAKE: usize = 64;
 /// The most sessions that one sweep passivates, so that a sweep stays short.
 const PASSIVATIONS_PER_SWEEP: usize = 1_000;
 
@@ -32,7 +36,14 @@ impl ShardState {
         if let Some(refusal) = self.refusal_for(&session, &command) {
             return command.refuse(refusal);
         }
-        match self.live_session(&session) {
+        let actor = match self.live_actor(&session) {
+            None if !self.take_place() => {
+                return command.refuse(Refusal::Overloaded { what: "sessions in memory", retry_after: SWEEP_EVERY });
+            }
+            None => self.bring_in(&session),
+            live => live,
+        };
+        match actor {
             // A session that is just failing drops the command; its reply port tells the caller.
             Some(actor) => {
                 if actor.cast(SessionMessage::Command(command)).is_ok()
@@ -72,14 +83,32 @@ impl ShardState {
         !self.live.contains_key(session) && self.proposed.iter().any(|proposed| *proposed.session == *session)
     }
 
-    /// The session's actor, started or brought back into memory if need be; `None` if it is parked.
-    fn live_session(&mut self, session: &Arc<SessionKey>) -> Option<ActorRef<SessionMessage>> {
-        if self.failed.get(session).is_some_and(|failed| failed.parked) {
-            return None;
+    fn is_parked(&self, session: &SessionKey) -> bool {
+        self.failed.get(session).is_some_and(|failed| failed.parked)
+    }
+
+    /// The actor of a session that is in memory, which it stays for now.
+    fn live_actor(&mut self, session: &SessionKey) -> Option<ActorRef<SessionMessage>> {
+        let live = self.live.get_mut(session)?;
+        live.last_used = Instant::now();
+        Some(live.actor.clone())
+    }
+
+    /// The actor of a session that owes an answer; `None` if it is parked. It needs no place of its own: it has one among the open
+    /// turns.
+    fn owing_session(&mut self, session: &Arc<SessionKey>) -> Option<ActorRef<SessionMessage>> {
+        if let Some(actor) = self.live_actor(session) {
+            return Some(actor);
         }
-        if let Some(live) = self.live.get_mut(session) {
-            live.last_used = Instant::now();
-            return Some(live.actor.clone());
+        self.services.census.session_started();
+        self.bring_in(session)
+    }
+
+    /// Starts a session that is not in memory, and whose place was taken. `None`, and no place is taken, if it is parked.
+    fn bring_in(&mut self, session: &Arc<SessionKey>) -> Option<ActorRef<SessionMessage>> {
+        if self.is_parked(session) {
+            self.services.census.session_ended();
+            return None;
         }
         let arguments = SessionArguments {
             session: session.clone(),
@@ -89,13 +118,13 @@ impl ShardState {
         };
         match Session::spawn(arguments, self.myself.get_cell()) {
             Ok(actor) => {
-                self.services.census.session_started();
                 self.by_actor.insert(actor.get_id(), session.clone());
                 let live = LiveSession { actor: actor.clone(), last_used: Instant::now(), commands: 0, proposed: 0 };
                 self.live.insert(session.clone(), live);
                 Some(actor)
             }
             Err(error) => {
+                self.services.census.session_ended();
                 tracing::error!(shard = self.shard.0, %error, "cannot start a session");
                 None
             }
@@ -111,7 +140,7 @@ impl ShardState {
     }
 
     fn recover(&mut self, session: &Arc<SessionKey>) {
-        if let Some(actor) = self.live_session(session) {
+        if let Some(actor) = self.owing_session(session) {
             let _failing = actor.cast(SessionMessage::Recover);
         }
     }
@@ -126,17 +155,42 @@ impl ShardState {
             self.open.iter().filter(|(_, turn)| turn.deadline <= now).map(|(_, turn)| turn.session.clone()).collect();
         for session in overdue {
             if !self.is_unsettled(&session)
-                && let Some(actor) = self.live_session(&Arc::new(session))
+                && let Some(actor) = self.owing_session(&Arc::new(session))
             {
                 let _failing = actor.cast(SessionMessage::Tick);
             }
         }
     }
 
-    /// Sessions that were idle for long, or that are too many, leave memory once the store has their records.
-    pub(super) fn sweep_idle(&mut self) {
+    /// Takes a place in memory for one more session. Where the node is at its bound, others leave for it if they can.
+    fn take_place(&mut self) -> bool {
+        let services = self.services.clone();
+        let take = || services.census.session_starts_below(services.limits.live_sessions);
+        if take() {
+            return true;
+        }
+        // Sessions leave once their records are projected: to look again sooner is wasted.
+        if self.sought_room.is_none_or(|sought| sought.elapsed() >= SEEK_ROOM_EVERY) {
+            self.sought_room = Some(Instant::now());
+            self.passivate_idle(ROOM_TO_MAKE);
+            self.start_projection();
+        }
+        take()
+    }
+
+    /// How many sessions in memory this shard has beyond its share of the node's bound.
+    pub(super) fn excess_sessions(&self) -> usize {
         let share = self.services.limits.live_sessions / usize::from(self.services.log.shards()).max(1);
-        let excess = self.live.len().saturating_sub(share.max(1));
+        self.live.len().saturating_sub(share.max(1))
+    }
+
+    /// Sessions that were idle for long leave memory, and the longest idle of those that are too many.
+    pub(super) fn sweep_idle(&mut self) {
+        self.passivate_idle(self.excess_sessions());
+    }
+
+    /// The `excess` longest idle sessions leave memory, and all that were idle for long; of both those whose records the store has.
+    fn passivate_idle(&mut self, excess: usize) {
         let idle = self.services.limits.session_idle;
         let busy: BTreeSet<_> = self.open.iter().map(|(_, turn)| &turn.session).collect();
         let may_leave = |session: &SessionKey, live: &LiveSession| {

@@ -1,44 +1,76 @@
 //! Writing committed records into the record store: the view is a fold of the records and never more than that.
 
-use std::mem;
+use std::{mem, sync::Arc};
 
-use parlance_actors_dialogue::{Projector, ViewChange};
+use bytes::Bytes;
+use parlance_actors_dialogue::{Limits, Projector, ViewChange};
 use parlance_cluster_protocol::{Position, SessionKey};
-use parlance_cluster_records::{Change, ChangeKind, Row};
+use parlance_cluster_records::{At, Change, ChangeKind, RecordsError, Row};
+use tokio::task::spawn_blocking;
 
 use super::tail::{Committed, Projection};
 use crate::{ShardError, node::Services};
 
-/// The most changes in one write to the store.
-const CHANGES_PER_WRITE: usize = 4_096;
+/// The records behind one write to the store, more where one session has more of them.
+const RECORDS_PER_WRITE: usize = 1_024;
 
 /// Brings the rows of every session in `projection` up to its last record.
+///
+/// Projections of a node's shards take turns, so that however many there are, they take no more threads than a few from the turns.
 ///
 /// # Errors
 ///
 /// What kept the store from serving. Some rows may be written; doing it again is harmless.
-pub(super) async fn project(services: &Services, projection: &Projection) -> Result<(), ShardError> {
-    let mut changes = projection.views.clone();
+pub(super) async fn project(services: &Services, projection: &Arc<Projection>) -> Result<(), ShardError> {
+    // The semaphore lives as long as the services and is never closed.
+    let _turn = services.projections.acquire().await;
+    services.records.write(projection.views.clone()).await?;
+    let mut batch = Vec::new();
+    let mut records = 0;
     for (session, committed) in &projection.records {
-        project_session(services, session, committed, &mut changes).await?;
-        if changes.len() >= CHANGES_PER_WRITE {
-            services.records.write(mem::take(&mut changes)).await?;
+        batch.push(session.clone());
+        records += committed.len();
+        if records >= RECORDS_PER_WRITE {
+            write(services, projection, mem::take(&mut batch)).await?;
+            records = 0;
         }
     }
+    write(services, projection, batch).await
+}
+
+/// Brings the rows of some sessions up to date, where it may take its time: a thread that may block.
+async fn write(
+    services: &Services,
+    projection: &Arc<Projection>,
+    batch: Vec<Arc<SessionKey>>,
+) -> Result<(), ShardError> {
+    let keys: Vec<&SessionKey> = batch.iter().map(|session| &**session).collect();
+    let states = services.records.states(&keys).await?;
+    let (projection, limits) = (projection.clone(), services.dialogue_limits);
+    let fold = move || {
+        let mut changes = Vec::new();
+        for (session, state) in batch.iter().zip(states) {
+            let committed = projection.records.get(session).map_or(&[][..], Vec::as_slice);
+            fold(session, limits, state, committed, &mut changes)?;
+        }
+        Ok::<_, ShardError>(changes)
+    };
+    let folded = spawn_blocking(fold).await;
+    let changes = folded.unwrap_or_else(|died| Err(RecordsError::Unavailable(died.to_string()).into()))?;
     services.records.write(changes).await?;
     Ok(())
 }
 
-/// Folds the records over the session's state row. The state row comes last, once for all of them.
-async fn project_session(
-    services: &Services,
+/// Folds a session's records over its state row. The state row comes last, once for all of them.
+fn fold(
     session: &SessionKey,
+    limits: Limits,
+    state: Option<At<Bytes>>,
     committed: &[Committed],
     changes: &mut Vec<Change>,
 ) -> Result<(), ShardError> {
-    let state = services.records.session(session).await?;
     let snapshot = state.as_ref().map(|state| &*state.value);
-    let mut projector = Projector::new(session.clone(), services.dialogue_limits, snapshot)?;
+    let mut projector = Projector::new(session.clone(), limits, snapshot)?;
     let mut views = Vec::new();
     for Committed { position, record } in committed {
         projector.apply(*position, record, &mut views)?;

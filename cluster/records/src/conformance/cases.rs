@@ -97,6 +97,16 @@ fn named(ids: &[(&str, &'static str)]) -> Vec<(String, Bytes)> {
     ids.iter().map(|(id, value)| ((*id).to_owned(), Bytes::from(*value))).collect()
 }
 
+pub(super) async fn states_are_read_in_the_order_asked_for(subject: &impl Subject) {
+    let store = subject.open().await;
+    let (one, two, none) = (chat("one"), chat("two"), chat("none"));
+    write(&store, [state(1, &one, "1"), state(2, &two, "2")]).await;
+    let states = store.states(&[&two, &none, &one, &two]).await.expect("a healthy store reads");
+    let values: Vec<_> = states.into_iter().map(|state| state.map(|state| state.value)).collect();
+    assert_eq!(values, [Some("2".into()), None, Some("1".into()), Some("2".into())]);
+    assert_eq!(store.states(&[]).await.expect("a healthy store reads"), []);
+}
+
 pub(super) async fn an_empty_store_holds_nothing(subject: &impl Subject) {
     let store = subject.open().await;
     let session = chat("none");

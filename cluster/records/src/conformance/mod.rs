@@ -23,6 +23,7 @@ pub trait Subject: Send + Sync {
 pub async fn run<S: Subject>(empty: impl AsyncFn() -> S) {
     cases::an_empty_store_holds_nothing(&empty().await).await;
     cases::rows_are_read_back(&empty().await).await;
+    cases::states_are_read_in_the_order_asked_for(&empty().await).await;
     cases::an_older_write_never_overwrites(&empty().await).await;
     cases::a_repeated_batch_changes_nothing(&empty().await).await;
     cases::truncation_takes_older_items_only(&empty().await).await;

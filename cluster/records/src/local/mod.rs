@@ -284,9 +284,9 @@ impl RecordStore for LocalRecords {
         self.read(move |rows| reader::checkpoint(rows, shard))
     }
 
-    fn session(&self, session: &SessionKey) -> BoxFuture<'_, Result<Option<At<Bytes>>, RecordsError>> {
-        let session = SessionPart::new(session);
-        self.read(move |rows| reader::session(rows, &session?))
+    fn states(&self, sessions: &[&SessionKey]) -> BoxFuture<'_, Result<Vec<Option<At<Bytes>>>, RecordsError>> {
+        let sessions: Result<Vec<_>, _> = sessions.iter().map(|session| SessionPart::new(session)).collect();
+        self.read(move |rows| sessions?.iter().map(|session| reader::session(rows, session)).collect())
     }
 
     fn items(

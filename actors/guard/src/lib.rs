@@ -40,7 +40,7 @@ pub enum InputVerdict {
 pub trait InputGuard: Send + Sync + 'static {
     /// Reviews a prompt of `tenant`, oldest message first: all of it, since the record keeps earlier messages as they were said.
     /// The same messages get the same verdict, so that a turn that is taken up again gets the same prompt.
-    fn review(&self, tenant: &str, messages: &[Item]) -> InputVerdict;
+    fn review(&self, tenant: &str, messages: &[&Item]) -> InputVerdict;
 }
 
 /// What becomes of a piece of a reply.
@@ -94,7 +94,7 @@ impl fmt::Debug for Guards {
 pub struct PassThrough;
 
 impl InputGuard for PassThrough {
-    fn review(&self, _tenant: &str, _messages: &[Item]) -> InputVerdict {
+    fn review(&self, _tenant: &str, _messages: &[&Item]) -> InputVerdict {
         InputVerdict::Pass
     }
 }
@@ -134,11 +134,11 @@ mod tests {
     }
 
     impl InputGuard for KeepsSecret {
-        fn review(&self, tenant: &str, messages: &[Item]) -> InputVerdict {
+        fn review(&self, tenant: &str, messages: &[&Item]) -> InputVerdict {
             if tenant == "locked" {
                 return InputVerdict::Blocked(block());
             }
-            let masked = |item: &Item| Item { role: item.role, text: item.text.replace(SECRET, "***") };
+            let masked = |item: &&Item| Item { role: item.role, text: item.text.replace(SECRET, "***") };
             InputVerdict::Masked(messages.iter().map(masked).collect())
         }
     }
@@ -184,13 +184,13 @@ mod tests {
         }
     }
 
-    fn said(text: &str) -> Vec<Item> {
-        vec![Item { role: Role::User, text: text.into() }]
+    fn said(text: &str) -> Item {
+        Item { role: Role::User, text: text.into() }
     }
 
     #[test]
     fn pass_through_changes_and_delays_nothing() {
-        assert_eq!(PassThrough.review("tenant", &said(SECRET)), InputVerdict::Pass);
+        assert_eq!(PassThrough.review("tenant", &[&said(SECRET)]), InputVerdict::Pass);
         let mut review = PassThrough.begin("tenant");
         for delta in ["hunt", "er2", "", "ß"] {
             assert_eq!(review.push(delta.into()), OutputVerdict::Release(delta.into()));
@@ -201,8 +201,8 @@ mod tests {
     #[test]
     fn a_guard_can_mask_and_block_what_goes_in() {
         let guard: &dyn InputGuard = &KeepsSecret;
-        assert_eq!(guard.review("open", &said("it is hunter2")), InputVerdict::Masked(said("it is ***")));
-        assert_eq!(guard.review("locked", &said("hi")), InputVerdict::Blocked(block()));
+        assert_eq!(guard.review("open", &[&said("it is hunter2")]), InputVerdict::Masked(vec![said("it is ***")]));
+        assert_eq!(guard.review("locked", &[&said("hi")]), InputVerdict::Blocked(block()));
     }
 
     #[test]

@@ -8,8 +8,15 @@ mod common;
 
 use std::{env, fs, process::Command, time::Duration};
 
-use common::{options, say, session, start, stop};
+use common::{options_with_shards, say, session, start, stop};
 use parlance_actors_runtime::{Limits, Node, NodeOptions};
+
+/// As many as the product has by default.
+const SHARDS: u16 = 64;
+
+/// The product's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Each kind is measured in a process of its own, so that neither sees what the other left in the allocator.
 const KIND: &str = "SESSIONS_KIND";
@@ -31,7 +38,7 @@ async fn measure(kind: &str, count: usize) {
     let idle = if kind == "live" { Duration::from_secs(3_600) } else { Duration::from_millis(100) };
     let limits = Limits { session_idle: idle, live_sessions: 2 * count, ..Limits::default() };
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let node = start(NodeOptions { limits, ..options(scratch.path(), "scripted:tokens=16") }).await;
+    let node = start(NodeOptions { limits, ..options_with_shards(scratch.path(), "scripted:tokens=16", SHARDS) }).await;
     // What a node needs in any case: caches, buffers, threads.
     visit(&node, "warm", 2_000).await;
     settle(&node, kind, 2_000).await;

@@ -1,23 +1,38 @@
 //! The guard's place around a generation: messages before they are rendered for the model, text before anybody sees it.
 
-use std::borrow::Cow;
-
 use parlance_actors_guard::{Block, Guards, InputVerdict, OutputReview, OutputVerdict};
 use parlance_cluster_protocol::Item;
 use parlance_inference_engine::{EventSink, GenerateEvent};
 
 use crate::Refusal;
 
-/// The messages of a prompt as the model may get them.
-///
-/// # Errors
-///
-/// [`Refusal::Blocked`] if it may get none.
-pub(crate) fn review<'a>(guards: &Guards, tenant: &str, messages: &'a [Item]) -> Result<Cow<'a, [Item]>, Refusal> {
-    match guards.input.review(tenant, messages) {
-        InputVerdict::Pass => Ok(Cow::Borrowed(messages)),
-        InputVerdict::Masked(masked) => Ok(Cow::Owned(masked)),
-        InputVerdict::Blocked(block) => Err(block.into()),
+/// A prompt as the model may get it.
+pub(crate) struct Reviewed<'a> {
+    messages: Vec<&'a Item>,
+    masked: Option<Vec<Item>>,
+}
+
+impl<'a> Reviewed<'a> {
+    /// Has the guard look at a prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Blocked`] if the model may get nothing.
+    pub(crate) fn new(guards: &Guards, tenant: &str, messages: Vec<&'a Item>) -> Result<Self, Refusal> {
+        let masked = match guards.input.review(tenant, &messages) {
+            InputVerdict::Pass => None,
+            InputVerdict::Masked(masked) => Some(masked),
+            InputVerdict::Blocked(block) => return Err(block.into()),
+        };
+        Ok(Self { messages, masked })
+    }
+
+    /// Its messages.
+    pub(crate) fn messages(&self) -> Vec<&Item> {
+        match &self.masked {
+            Some(masked) => masked.iter().collect(),
+            None => self.messages.clone(),
+        }
     }
 }
 

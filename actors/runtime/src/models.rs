@@ -33,7 +33,7 @@ pub(crate) struct Planned {
 /// A generation outside any session.
 pub(crate) struct Stateless<'a> {
     pub(crate) tenant: &'a str,
-    pub(crate) input: &'a [Item],
+    pub(crate) input: &'a [&'a Item],
     pub(crate) options: &'a GenerationOptions,
     pub(crate) seed: u64,
     pub(crate) deadline: Duration,
@@ -70,9 +70,9 @@ impl Models {
             History::Session => input.iter().rfind(|item| item.role != Role::System),
             History::Given => None,
         };
-        let items = latest.map_or(input, std::slice::from_ref);
+        let items: Vec<&Item> = latest.map_or_else(|| input.iter().collect(), |latest| vec![latest]);
         if !items.is_empty() {
-            prepare_turn(&*replica, turn(items, options, History::Given))?;
+            prepare_turn(&*replica, turn(&items, options, History::Given))?;
         }
         Ok(())
     }
@@ -83,7 +83,7 @@ impl Models {
         clock: Clock,
         tenant: &str,
         order: &GenerationOrder,
-        messages: &[Item],
+        messages: &[&Item],
     ) -> Result<Planned, Refusal> {
         let replica = self.0.registry.route(&order.options.model, order.affinity)?;
         let tag = tag(&*replica);
@@ -129,7 +129,7 @@ impl Models {
     }
 }
 
-fn turn<'a>(items: &'a [Item], options: &'a GenerationOptions, history: History) -> Turn<'a> {
+fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, history: History) -> Turn<'a> {
     Turn {
         items,
         options,

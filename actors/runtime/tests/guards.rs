@@ -16,12 +16,12 @@ const SECRET: &str = "hunter2";
 struct Door;
 
 impl InputGuard for Door {
-    fn review(&self, _tenant: &str, messages: &[Item]) -> InputVerdict {
+    fn review(&self, _tenant: &str, messages: &[&Item]) -> InputVerdict {
         assert!(messages.iter().all(|item| item.text != "explode"), "a guard with a bug");
         if messages.iter().any(|item| item.text == "locked") {
             return InputVerdict::Blocked(block());
         }
-        let masked = |item: &Item| Item { role: item.role, text: item.text.replace(SECRET, "***") };
+        let masked = |item: &&Item| Item { role: item.role, text: item.text.replace(SECRET, "***") };
         InputVerdict::Masked(messages.iter().map(masked).collect())
     }
 }

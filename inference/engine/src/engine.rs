@@ -133,8 +133,8 @@ impl Replica for EngineReplica {
         self.codec.info()
     }
 
-    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
-        let render = |messages: &[ChatMessage]| {
+    fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+        let render = |messages: &[ChatMessage<'_>]| {
             let tokens = self.codec.encode_chat(messages)?;
             let count = tokens.len() as u32;
             Ok((tokens, count))
@@ -144,7 +144,7 @@ impl Replica for EngineReplica {
         Ok(PreparedPrompt {
             token_count: window.prompt.len() as u32,
             tokens: window.prompt,
-            last_user_text: last_user.map(|message| message.content.clone()).unwrap_or_default(),
+            last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
             dropped_messages: window.dropped as u32,
         })
     }

@@ -99,7 +99,7 @@ impl TextCodec for FakeCodec {
         &self.0
     }
 
-    fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>, EngineError> {
+    fn encode_chat(&self, messages: &[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError> {
         let tokens = messages.iter().flat_map(|message| message.content.bytes().map(|byte| u32::from(byte) % 50 + 1));
         Ok(tokens.collect())
     }

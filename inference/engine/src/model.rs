@@ -51,7 +51,7 @@ pub trait TextCodec: Send + Sync {
     /// # Errors
     ///
     /// [`EngineError::Template`] if the template refuses them.
-    fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>, EngineError>;
+    fn encode_chat(&self, messages: &[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError>;
 
     /// The bytes that a token stands for. A token may hold a part of a character; special tokens have none.
     fn token_bytes(&self, token: TokenId) -> &[u8];

@@ -30,7 +30,7 @@ pub trait Replica: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`EngineError::ContextExceeded`] if what may not be dropped does not fit the context less the reserve.
-    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError>;
+    fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError>;
 
     /// Queues a request. Never blocks; everything that happens is told to `sink`.
     ///

@@ -24,12 +24,12 @@ pub enum ChatRole {
 }
 
 /// One message of a prompt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChatMessage<'a> {
     /// Who speaks.
     pub role: ChatRole,
     /// What is said.
-    pub content: String,
+    pub content: &'a str,
 }
 
 /// How tokens are chosen. [`Default`] is greedy without penalties.

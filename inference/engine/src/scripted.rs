@@ -64,9 +64,9 @@ impl Replica for ScriptedReplica {
         &self.shared.info
     }
 
-    fn prepare(&self, messages: &[ChatMessage], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
-        let count = |messages: &[ChatMessage]| {
-            let words: usize = messages.iter().map(|message| message.content.split_whitespace().count()).sum();
+    fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+        let count = |messages: &[ChatMessage<'_>]| {
+            let words: usize = messages.iter().map(|message| script::count_words(message.content)).sum();
             let words = u32::try_from(words).unwrap_or(u32::MAX);
             Ok((words, words))
         };
@@ -75,7 +75,7 @@ impl Replica for ScriptedReplica {
         Ok(PreparedPrompt {
             tokens: Vec::new(),
             token_count: window.prompt,
-            last_user_text: last_user.map(|message| message.content.clone()).unwrap_or_default(),
+            last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
             dropped_messages: window.dropped as u32,
         })
     }

@@ -16,11 +16,11 @@ pub(crate) struct Window<T> {
 ///
 /// A conversation that has to be cut begins with a message of the user, where that leaves more than the last message: templates
 /// of several models refuse any other beginning. The work is bounded by the context, not by the conversation.
-pub(crate) fn fit<T>(
-    messages: &[ChatMessage],
+pub(crate) fn fit<'a, T>(
+    messages: &'a [ChatMessage<'a>],
     budget: PromptBudget,
     info: &ReplicaInfo,
-    render: impl Fn(&[ChatMessage]) -> Result<(T, u32), EngineError>,
+    render: impl Fn(&[ChatMessage<'a>]) -> Result<(T, u32), EngineError>,
 ) -> Result<Window<T>, EngineError> {
     let room = info.context_tokens.saturating_sub(budget.reserve);
     let exceeded = |prompt| EngineError::ContextExceeded {
@@ -65,14 +65,14 @@ pub(crate) fn fit<T>(
 
 /// Where a conversation may be cut.
 struct Cuts<'a> {
-    head: &'a [ChatMessage],
-    tail: &'a [ChatMessage],
+    head: &'a [ChatMessage<'a>],
+    tail: &'a [ChatMessage<'a>],
     /// Indices into `tail`, latest first. Invariant: not empty.
     starts: Vec<usize>,
 }
 
 impl<'a> Cuts<'a> {
-    fn new(messages: &'a [ChatMessage]) -> Self {
+    fn new(messages: &'a [ChatMessage<'a>]) -> Self {
         let system = messages.first().is_some_and(|first| first.role == ChatRole::System && messages.len() > 1);
         let (head, tail) = messages.split_at(usize::from(system));
         let last = tail.len().saturating_sub(1);
@@ -88,7 +88,7 @@ impl<'a> Cuts<'a> {
         self.starts.len()
     }
 
-    fn keep(&self, kept: usize) -> Vec<ChatMessage> {
+    fn keep(&self, kept: usize) -> Vec<ChatMessage<'a>> {
         [self.head, &self.tail[self.dropped(kept)..]].concat()
     }
 
@@ -105,19 +105,23 @@ mod tests {
 
     use super::*;
 
-    fn message(role: ChatRole, words: usize) -> ChatMessage {
-        ChatMessage { role, content: "w ".repeat(words) }
+    /// A hundred words.
+    const WORDS: &str = "w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w \
+                         w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w w ";
+
+    fn message(role: ChatRole, words: usize) -> ChatMessage<'static> {
+        ChatMessage { role, content: &WORDS[..2 * words] }
     }
 
     fn info(context_tokens: u32) -> ReplicaInfo {
         ReplicaInfo { name: "m".into(), digest: String::new(), numerics: String::new(), context_tokens }
     }
 
-    fn count(messages: &[ChatMessage]) -> u32 {
+    fn count(messages: &[ChatMessage<'_>]) -> u32 {
         messages.iter().map(|m| m.content.split_whitespace().count() as u32).sum()
     }
 
-    fn conversation() -> impl Strategy<Value = Vec<ChatMessage>> {
+    fn conversation() -> impl Strategy<Value = Vec<ChatMessage<'static>>> {
         let roles = prop::sample::select(vec![ChatRole::User, ChatRole::Assistant, ChatRole::Tool, ChatRole::System]);
         prop::collection::vec((roles, 0usize..30).prop_map(|(role, words)| message(role, words)), 1..40)
     }
@@ -133,7 +137,7 @@ mod tests {
             let whole = count(&messages) <= room;
             let best = (1..=cuts.count()).rev().find(|&n| count(&cuts.keep(n)) <= room);
             match fit(&messages, budget, &info(context), |m| Ok((m.to_vec(), count(m)))) {
-                Ok(window) if whole => prop_assert_eq!(window.prompt, messages),
+                Ok(window) if whole => prop_assert_eq!(&window.prompt, &messages),
                 Ok(window) => {
                     let best = best.expect("something fitted");
                     prop_assert_eq!(&window.prompt, &cuts.keep(best));
@@ -168,7 +172,7 @@ mod tests {
         let messages: Vec<_> = (0..10_000).map(|_| message(ChatRole::User, 50)).collect();
         let rendered = Cell::new(0u32);
         let budget = PromptBudget { reserve: 0, drop_oldest: true };
-        let render = |m: &[ChatMessage]| {
+        let render = |m: &[ChatMessage<'_>]| {
             rendered.set(rendered.get() + count(m));
             Ok(((), count(m)))
         };

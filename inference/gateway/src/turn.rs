@@ -26,7 +26,7 @@ const DEFAULT_TOP_P: f32 = 0.9;
 #[derive(Debug, Clone)]
 pub struct Turn<'a> {
     /// The conversation with its system prompt, oldest message first, up to what is to be answered.
-    pub items: &'a [Item],
+    pub items: &'a [&'a Item],
     /// How the reply is generated.
     pub options: &'a GenerationOptions,
     /// The seed of its random numbers.
@@ -57,7 +57,7 @@ pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateReq
     if turn.items.is_empty() {
         return Err(invalid("messages", "must hold at least one message"));
     }
-    let messages: Vec<_> = turn.items.iter().map(message).collect();
+    let messages: Vec<_> = turn.items.iter().map(|item| message(item)).collect();
     let budget = budget(turn.options.max_tokens, turn.drop_oldest, replica.info());
     let prompt = replica.prepare(&messages, budget)?;
     let room = replica.info().context_tokens.saturating_sub(prompt.token_count);
@@ -125,14 +125,14 @@ fn invalid(param: &'static str, message: impl Into<String>) -> GatewayError {
     GatewayError::InvalidValue { param, message: message.into() }
 }
 
-fn message(item: &Item) -> ChatMessage {
+fn message(item: &Item) -> ChatMessage<'_> {
     let role = match item.role {
         Role::System => ChatRole::System,
         Role::User => ChatRole::User,
         Role::Assistant => ChatRole::Assistant,
         Role::Tool => ChatRole::Tool,
     };
-    ChatMessage { role, content: item.text.clone() }
+    ChatMessage { role, content: &item.text }
 }
 
 fn budget(max_tokens: Option<u32>, drop_oldest: bool, info: &ReplicaInfo) -> PromptBudget {
@@ -175,7 +175,11 @@ mod tests {
         words.iter().zip(roles.into_iter().cycle()).map(|(&n, role)| Item { role, text: "w ".repeat(n) }).collect()
     }
 
-    fn turn<'a>(items: &'a [Item], options: &'a GenerationOptions, drop_oldest: bool) -> Turn<'a> {
+    fn refs(items: &[Item]) -> Vec<&Item> {
+        items.iter().collect()
+    }
+
+    fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, drop_oldest: bool) -> Turn<'a> {
         Turn { items, options, seed: 7, forced: vec![3], deadline: None, tenant: "t", affinity: 9, drop_oldest }
     }
 
@@ -247,7 +251,8 @@ mod tests {
     #[test]
     fn given_options_and_defaults_reach_the_request() {
         let items = items(&[4]);
-        let open = prepare_turn(&replica(2000), turn(&items, &GenerationOptions::default(), false)).expect("fits");
+        let open =
+            prepare_turn(&replica(2000), turn(&refs(&items), &GenerationOptions::default(), false)).expect("fits");
         let defaults = Sampling { temperature: 0.2, top_p: 0.9, seed: 7, ..Sampling::default() };
         assert_eq!((open.max_tokens, open.sampling), (DEFAULT_MAX_TOKENS, defaults));
         assert_eq!((open.forced, open.tenant.as_str(), open.affinity), (vec![3], "t", 9));
@@ -264,7 +269,7 @@ mod tests {
             stop: vec!["END".into()],
             ..GenerationOptions::default()
         };
-        let given = prepare_turn(&replica(2000), turn(&items, &options, false)).expect("fits");
+        let given = prepare_turn(&replica(2000), turn(&refs(&items), &options, false)).expect("fits");
         let expected = Sampling {
             temperature: 0.5,
             top_p: 0.25,
@@ -282,10 +287,10 @@ mod tests {
     fn a_given_conversation_must_fit_with_its_reply() {
         let items = items(&[30, 30, 30]);
         let open = GenerationOptions::default();
-        let request = prepare_turn(&replica(100), turn(&items, &open, false)).expect("fits");
+        let request = prepare_turn(&replica(100), turn(&refs(&items), &open, false)).expect("fits");
         assert_eq!((request.max_tokens, request.prompt.dropped_messages), (10, 0));
         let wanted = GenerationOptions { max_tokens: Some(11), ..open };
-        let error = prepare_turn(&replica(100), turn(&items, &wanted, false)).expect_err("too long");
+        let error = prepare_turn(&replica(100), turn(&refs(&items), &wanted, false)).expect_err("too long");
         let exceeded = EngineError::ContextExceeded { prompt: 90, reserve: 11, context: 100, model: "scripted".into() };
         assert_eq!(error, GatewayError::Engine(exceeded));
     }
@@ -294,10 +299,10 @@ mod tests {
     fn a_sessions_history_is_cut_to_leave_room_for_the_reply() {
         let items = items(&[30, 30, 30]);
         let open = GenerationOptions::default();
-        let request = prepare_turn(&replica(100), turn(&items, &open, true)).expect("fits");
+        let request = prepare_turn(&replica(100), turn(&refs(&items), &open, true)).expect("fits");
         assert_eq!((request.max_tokens, request.prompt.dropped_messages, request.prompt.token_count), (70, 2, 30));
         let short = GenerationOptions { max_tokens: Some(10), ..open };
-        let request = prepare_turn(&replica(100), turn(&items, &short, true)).expect("fits");
+        let request = prepare_turn(&replica(100), turn(&refs(&items), &short, true)).expect("fits");
         assert_eq!((request.max_tokens, request.prompt.dropped_messages), (10, 0));
     }
 

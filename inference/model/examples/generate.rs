@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let LoadedModel { mut model, codec } = load(&path, &options, &|_| {})?;
     println!("loaded and warm in {:.2} s: {:?}", begin.elapsed().as_secs_f64(), codec.info());
     println!("keys and values: up to {} MiB for {} lanes", model.cache_bytes() >> 20, model.lanes());
-    let prompt = codec.encode_chat(&[ChatMessage { role: ChatRole::User, content: QUESTION.to_owned() }])?;
+    let prompt = codec.encode_chat(&[ChatMessage { role: ChatRole::User, content: QUESTION }])?;
     println!("{QUESTION}\n{}", answer(&mut model, &*codec, &prompt)?);
     for lanes in [1, 2, 4, 8, 16, 32] {
         let step = decode(&mut model, lanes)?;

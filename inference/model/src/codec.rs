@@ -35,7 +35,7 @@ impl TextCodec for ChatCodec {
         &self.info
     }
 
-    fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>, EngineError> {
+    fn encode_chat(&self, messages: &[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError> {
         let rendered = self.template.render(messages).map_err(EngineError::Template)?;
         self.tokenizer.encode_with_control(&rendered.text, rendered.guard).map_err(EngineError::Template)
     }
@@ -61,7 +61,7 @@ pub(crate) fn read(file: &Path, metadata: &Metadata<'_>) -> Result<(Tokenizer, C
     let inconsistent = |problem| ModelError::Inconsistent { file: file.to_path_buf(), problem };
     let template =
         ChatTemplate::new(source, control, tokenizer.bos_text(), tokenizer.eos_text()).map_err(inconsistent)?;
-    let probe = ChatMessage { role: ChatRole::User, content: "Hello".to_owned() };
+    let probe = ChatMessage { role: ChatRole::User, content: "Hello" };
     template
         .render(std::slice::from_ref(&probe))
         .map_err(|problem| inconsistent(format!("its chat template fails on a greeting: {problem}")))?;

@@ -66,13 +66,13 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// What the template objects to.
-    pub(crate) fn render(&self, messages: &[ChatMessage]) -> Result<Rendered, String> {
-        let needed = messages.iter().any(|message| !self.guard_places(&message.content).is_empty());
+    pub(crate) fn render(&self, messages: &[ChatMessage<'_>]) -> Result<Rendered, String> {
+        let needed = messages.iter().any(|message| !self.guard_places(message.content).is_empty());
         let guard = if needed { Some(self.unused_guard(messages)?) } else { None };
         let views: Vec<_> = messages
             .iter()
             .map(|message| {
-                let content = self.guarded(&message.content, guard).into_owned();
+                let content = self.guarded(message.content, guard).into_owned();
                 Value::from_pairs([("role", Value::from(role_name(message.role))), ("content", Value::from(content))])
             })
             .collect();
@@ -128,8 +128,8 @@ impl ChatTemplate {
     }
 
     /// A character that neither the messages nor the template have.
-    fn unused_guard(&self, messages: &[ChatMessage]) -> Result<char, String> {
-        let texts = || messages.iter().map(|message| message.content.as_str()).chain([self.source.as_str()]);
+    fn unused_guard(&self, messages: &[ChatMessage<'_>]) -> Result<char, String> {
+        let texts = || messages.iter().map(|message| message.content).chain([self.source.as_str()]);
         let used: HashSet<char> = texts().flat_map(str::chars).filter(|char| GUARDS.contains(char)).collect();
         let mut guards = GUARDS;
         guards

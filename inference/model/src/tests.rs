@@ -238,7 +238,7 @@ fn guards_content_against_its_own_template() {
     let codec = tiny(1).codec;
     let plain = |text: &str| codec.encode_text(text).expect("encodes");
     let chat = |content: &str| {
-        let message = ChatMessage { role: ChatRole::User, content: content.to_owned() };
+        let message = ChatMessage { role: ChatRole::User, content };
         codec.encode_chat(&[message]).expect("encodes")
     };
     for (content, seen) in [
@@ -260,7 +260,7 @@ fn guards_content_against_its_own_template() {
 #[test]
 fn templates_may_refuse_and_may_not_run_away() {
     let compiled = |template: &str| crate::template::ChatTemplate::new(template, Vec::new(), "", "");
-    let message = |content: &str| vec![ChatMessage { role: ChatRole::User, content: content.to_owned() }];
+    let message = |content| [ChatMessage { role: ChatRole::User, content }];
     let raising = compiled("{{ raise_exception('roles must alternate') }}").unwrap_or_else(|error| panic!("{error}"));
     assert!(raising.render(&message("x")).is_err_and(|error| error.contains("roles must alternate")));
     let nested = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";

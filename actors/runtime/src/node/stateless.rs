@@ -7,7 +7,7 @@ use super::Node;
 use crate::{
     Refusal, TurnOutcome, TurnStream,
     admission::Permit,
-    guarded::{self, Blockable, Guarded},
+    guarded::{Blockable, Guarded, Reviewed},
     models::Stateless,
     turn::TurnWriter,
 };
@@ -36,9 +36,10 @@ impl Node {
     pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
         let permit = self.services.stateless.admit(&request.tenant)?;
         let guards = &self.services.guards;
+        let reviewed = Reviewed::new(guards, &request.tenant, request.input.iter().collect())?;
         let planned = self.services.models.plan_stateless(Stateless {
             tenant: &request.tenant,
-            input: &guarded::review(guards, &request.tenant, &request.input)?,
+            input: &reviewed.messages(),
             options: &request.options,
             seed: request.seed.unwrap_or_else(rand::random),
             deadline: self.services.limits.turn_deadline,

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
-use parlance_cluster_protocol::{FinishReason, Item, ModelTag, TurnId, Usage};
+use parlance_cluster_protocol::{FinishReason, ModelTag, TurnId, Usage};
 use parlance_inference_engine::{CancelHandle, EventSink, GenerateEvent};
 use ractor::ActorRef;
 use tokio::time;
@@ -19,7 +19,7 @@ use tokio::time;
 use super::{Internal, SessionMessage, SessionState};
 use crate::{
     Refusal,
-    guarded::{self, Blockable, Guarded},
+    guarded::{Blockable, Guarded, Reviewed},
     node::{Services, finish_reason, token_counts},
 };
 
@@ -178,8 +178,8 @@ impl SessionState {
 }
 
 async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter: &Reporter) -> Result<(), Refusal> {
-    let messages: Vec<Item> = order.messages.iter().map(|item| Item::clone(item)).collect();
-    let messages = guarded::review(&services.guards, tenant, &messages)?;
+    let reviewed = Reviewed::new(&services.guards, tenant, order.messages.iter().map(|item| &**item).collect())?;
+    let messages = reviewed.messages();
     let planned = loop {
         match services.models.plan(services.clock, tenant, &order, &messages) {
             // A model that is loading, as after every start, answers when it is there; the turn's deadline ends the wait.

@@ -14,8 +14,8 @@ use parlance_cluster_protocol::{
 use parlance_cluster_records::{LocalRecords, RecordStore, RecordsError};
 use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
 
-pub(crate) fn log(data: &Path) -> Arc<dyn ShardLog> {
-    let options = LocalLogOptions { shards: 4, ..LocalLogOptions::new(data.join("log")) };
+pub(crate) fn log(data: &Path, shards: u16) -> Arc<dyn ShardLog> {
+    let options = LocalLogOptions { shards, ..LocalLogOptions::new(data.join("log")) };
     // The actors of a node that was just stopped may hold the log for another moment.
     for _ in 0..200 {
         match LocalLog::open(options.clone()) {
@@ -36,12 +36,17 @@ fn records(data: &Path) -> Arc<dyn RecordStore> {
     panic!("the records of the stopped node are still in use");
 }
 
+/// A small node, so that each of its shards has something to do.
 pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
+    options_with_shards(data, script, 4)
+}
+
+pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> NodeOptions {
     let script = ScriptedOptions::parse(script).expect("the script is valid");
     let load = move |_: &(dyn Fn(u8) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
     NodeOptions {
         node: "test".into(),
-        log: log(data),
+        log: log(data, shards),
         records: records(data),
         models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
         guards: Guards::default(),

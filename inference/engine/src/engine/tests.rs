@@ -204,7 +204,8 @@ fn a_dropped_replica_finishes_what_it_has_taken_on() {
 #[test]
 fn messages_become_a_prompt_that_fits() {
     let (replica, _open) = start(1, 10);
-    let message = |role, length| ChatMessage { role, content: "x".repeat(length) };
+    let text = "x".repeat(60);
+    let message = |role, length| ChatMessage { role, content: &text[..length] };
     let messages = [
         message(ChatRole::System, 10),
         message(ChatRole::User, 60),

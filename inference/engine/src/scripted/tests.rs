@@ -14,7 +14,7 @@ fn replica(keys: &str) -> ScriptedReplica {
 }
 
 fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
-    let message = ChatMessage { role: ChatRole::User, content: text.into() };
+    let message = ChatMessage { role: ChatRole::User, content: text };
     let prompt = replica.prepare(&[message], PromptBudget { reserve: 1, drop_oldest: false }).expect("fits");
     GenerateRequest {
         prompt,
@@ -97,7 +97,8 @@ fn forced_tokens_are_said_again_and_continued_exactly() {
 #[test]
 fn a_prompt_that_does_not_fit_is_refused() {
     let replica = replica("context=10");
-    let message = |words: usize| ChatMessage { role: ChatRole::User, content: "w ".repeat(words) };
+    let words = "w ".repeat(10);
+    let message = |count: usize| ChatMessage { role: ChatRole::User, content: &words[..2 * count] };
     let budget = PromptBudget { reserve: 4, drop_oldest: true };
     let cut = replica.prepare(&[message(3), message(6)], budget).expect("fits without the first");
     assert_eq!((cut.token_count, cut.dropped_messages), (6, 1));
@@ -199,4 +200,11 @@ async fn a_deadline_ends_waiting_and_running() {
     tokio::time::sleep(Duration::from_millis(51)).await;
     assert_eq!(running.heard().end, Some(Err(EngineError::DeadlineExceeded)));
     assert_eq!((running.heard().ids.len(), replica.load()), (2, ReplicaLoad::default()));
+}
+
+proptest::proptest! {
+    #[test]
+    fn words_are_counted_as_by_splitting(text in "[ a\\n\\r\\tbß]{0,600}") {
+        proptest::prop_assert_eq!(script::count_words(&text), text.split_ascii_whitespace().count());
+    }
 }

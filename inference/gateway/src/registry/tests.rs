@@ -17,7 +17,7 @@ impl Replica for Loaded {
         &self.info
     }
 
-    fn prepare(&self, _: &[ChatMessage], _: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+    fn prepare(&self, _: &[ChatMessage<'_>], _: PromptBudget) -> Result<PreparedPrompt, EngineError> {
         Err(EngineError::Stopped)
     }
 

@@ -89,6 +89,8 @@ pub enum Command {
         turn: Box<TurnAccepted>,
         /// Whether the session comes into being with the turn if there is none.
         create: bool,
+        /// How many turns must have been accepted before it, if that matters: with another number it is refused.
+        behind: Option<u64>,
     },
     /// End a turn with the text that there is; the running one, unless another is named. Without effect on an ended one.
     Stop {

@@ -192,7 +192,7 @@ impl Dialogue {
                 let bound = KeyBound { body_hash, target, turn, expires_at };
                 self.bind_key(caller, bound, out);
             }
-            Command::Submit { caller, turn, create } => self.submit(caller, *turn, create, out),
+            Command::Submit { caller, turn, create, behind } => self.submit(caller, *turn, create, behind, out),
             Command::Stop { turn } => self.stop(turn),
             Command::Committed { tag } => self.committed(tag, out),
             Command::NeverCommitted { tag } => self.never_committed(tag, out),

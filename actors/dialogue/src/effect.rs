@@ -142,6 +142,9 @@ pub enum Refusal {
     /// Only the last reply can be regenerated, and without new input.
     #[error("only the last reply of a session can be regenerated")]
     InvalidRegenerate,
+    /// The session has had another number of turns than the request is about.
+    #[error("another turn came first")]
+    MovedOn,
     /// The messages are more than a prompt may hold.
     #[error("the messages are larger than a session's history may be")]
     InputTooLarge,
@@ -167,6 +170,7 @@ impl Refusal {
             Self::NotFound | Self::Deleted => "session_not_found",
             Self::AlreadyExists => "session_exists",
             Self::InvalidRegenerate | Self::TurnIdInUse => "invalid_value",
+            Self::MovedOn => "session_moved_on",
             Self::InputTooLarge => "input_too_large",
             Self::NotRecorded | Self::NotReady => "log_unavailable",
         }

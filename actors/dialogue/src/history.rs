@@ -56,7 +56,8 @@ impl History {
     /// The prompt of the turn that is being answered, oldest message first.
     pub(crate) fn prompt(&self, open: &OpenTurn, head: &HeadStart) -> Vec<Arc<Item>> {
         if open.request.history == HistoryMode::Given {
-            return open.input.clone();
+            let instructions = open.request.instructions.as_deref().map(system_message);
+            return instructions.into_iter().chain(open.input.iter().cloned()).collect();
         }
         let system = head.system_prompt.as_deref().map(system_message);
         let mut messages = Vec::with_capacity(self.items.len() + open.input.len() + 1);

@@ -147,7 +147,7 @@ fn status(refusal: &Refusal) -> StatusCode {
         | Refusal::Blocked { .. }
         | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_)) => StatusCode::BAD_REQUEST,
         Refusal::ModelNotFound { .. } | Refusal::SessionNotFound => StatusCode::NOT_FOUND,
-        Refusal::IdempotencyConflict | Refusal::SessionExists => StatusCode::CONFLICT,
+        Refusal::IdempotencyConflict | Refusal::SessionExists | Refusal::SessionMovedOn => StatusCode::CONFLICT,
         // The caller's own limits, as against ours below.
         Refusal::SessionBusy { .. } | Refusal::QueueFull { .. } | Refusal::RateLimited(_) => {
             StatusCode::TOO_MANY_REQUESTS
@@ -221,6 +221,7 @@ mod tests {
             (Refusal::Draining, 503, "draining"),
             (Refusal::IdempotencyConflict, 409, "idempotency_conflict"),
             (Refusal::SessionExists, 409, "session_exists"),
+            (Refusal::SessionMovedOn, 409, "session_moved_on"),
             (Refusal::SessionNotFound, 404, "session_not_found"),
             (Refusal::ModelNotFound { model: "x".into(), available: "y".into() }, 404, "model_not_found"),
             (Refusal::ModelNotReady { model: "x".into(), reason: "loading".into() }, 503, "overloaded"),

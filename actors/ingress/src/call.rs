@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, request::Parts};
-use parlance_actors_runtime::{AcceptedTurn, Idempotency, Refusal, StatelessRequest, TurnRequest};
+use parlance_actors_runtime::{AcceptedTurn, Idempotency, Refusal, Sessions, StatelessRequest, TurnRequest};
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Role, SessionKey, SessionOpened, TurnId,
 };
@@ -115,7 +115,7 @@ impl TurnHeaders {
 }
 
 /// A parsed call for an answer, of either face.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) input: Vec<Item>,
     pub(crate) options: GenerationOptions,
@@ -134,6 +134,24 @@ pub(crate) struct DurableCall {
     pub(crate) create: bool,
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) turn: TurnId,
+    /// In place of the session's system prompt.
+    pub(crate) instructions: Option<String>,
+    /// How many turns the session must have had, if that matters.
+    pub(crate) behind: Option<u64>,
+}
+
+impl DurableCall {
+    /// The next turn of a session, made with it if there is none.
+    pub(crate) fn next(session: SessionKey, idempotency: Option<Idempotency>) -> Self {
+        let (history, turn) = (History::Session, ids::fresh_turn());
+        Self { session, history, create: true, idempotency, turn, instructions: None, behind: None }
+    }
+
+    /// A turn whose prompt is given whole, in the session of its idempotency key.
+    pub(crate) fn of_key(tenant: &Tenant, idempotency: Idempotency) -> Self {
+        let session = Sessions::key_session(&tenant.name, &idempotency.key);
+        Self { history: History::Given, ..Self::next(session, Some(idempotency)) }
+    }
 }
 
 /// Generates outside any session.
@@ -168,6 +186,8 @@ pub(crate) async fn submit(
         origin: call.origin,
         user: call.user.map(|user| user_hash(&app.user_secret, &tenant.name, &user)),
         create: durable.create,
+        behind: durable.behind,
+        instructions: durable.instructions,
     };
     let sessions = app.node.sessions();
     let AcceptedTurn { turn, replayed, stream } =

@@ -47,6 +47,9 @@ pub enum Refusal {
     /// The session exists already.
     #[error("the session exists already")]
     SessionExists,
+    /// The session has had another number of turns than the request is about.
+    #[error("another turn of the session came first")]
+    SessionMovedOn,
     /// The session's queue of turns is at its bound.
     #[error("the session has {queued} turns waiting, which is its limit")]
     SessionBusy {
@@ -105,6 +108,7 @@ impl Refusal {
             Self::SessionNotFound => "session_not_found",
             Self::IdempotencyConflict => "idempotency_conflict",
             Self::SessionExists => "session_exists",
+            Self::SessionMovedOn => "session_moved_on",
             Self::SessionBusy { .. } => "session_busy",
             Self::RateLimited(_) => "rate_limited",
             Self::QueueFull { .. } => "queue_full",

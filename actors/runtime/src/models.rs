@@ -63,7 +63,13 @@ impl Models {
     }
 
     /// Checks what can be checked before a turn is accepted: options, model, and that what is to be answered fits its context.
-    pub(crate) fn check(&self, options: &GenerationOptions, input: &[Item], history: History) -> Result<(), Refusal> {
+    pub(crate) fn check(
+        &self,
+        options: &GenerationOptions,
+        input: &[Item],
+        instructions: Option<&str>,
+        history: History,
+    ) -> Result<(), Refusal> {
         validate_options(options)?;
         let replica = self.0.registry.route(&options.model, 0)?;
         let latest = match history {
@@ -71,6 +77,8 @@ impl Models {
             History::Given => None,
         };
         let items: Vec<&Item> = latest.map_or_else(|| input.iter().collect(), |latest| vec![latest]);
+        let instructions = instructions.map(|text| Item { role: Role::System, text: text.to_owned() });
+        let items: Vec<&Item> = instructions.iter().chain(items).collect();
         if !items.is_empty() {
             prepare_turn(&*replica, turn(&items, options, History::Given))?;
         }

@@ -34,6 +34,7 @@ pub(crate) enum SessionCommand {
         turn: Box<TurnAccepted>,
         user: Option<UserHash>,
         create: bool,
+        behind: Option<u64>,
         permit: Permit,
         reply: Reply<AcceptedTurn>,
     },
@@ -251,8 +252,9 @@ impl SessionState {
             return Ok(());
         }
         match command {
-            SessionCommand::Submit { turn, user, create, permit, reply } => {
-                self.ask(Waiting::Submit { reply, permit }, user, |caller| Command::Submit { caller, turn, create })
+            SessionCommand::Submit { turn, user, create, behind, permit, reply } => {
+                let submit = |caller| Command::Submit { caller, turn, create, behind };
+                self.ask(Waiting::Submit { reply, permit }, user, submit)
             }
             SessionCommand::BindKey { body_hash, target, turn, expires_at, reply } => {
                 self.ask(Waiting::Bind(reply), None, |caller| Command::BindKey {

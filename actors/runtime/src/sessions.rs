@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use parlance_actors_dialogue::DEDUPE_TTL_MS;
 use parlance_cluster_protocol::{
-    GenerationOptions, History, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated, TimestampMs,
-    TurnAccepted, TurnFailed, TurnId, UserHash,
+    BodyHash, GenerationOptions, History, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated,
+    TimestampMs, TurnAccepted, TurnFailed, TurnId, UserHash,
 };
 use parlance_cluster_records::Order;
 use tokio::{sync::oneshot, time};
@@ -16,7 +16,7 @@ pub use self::views::{SessionInfo, SessionItem};
 use crate::{
     AcceptedTurn, Idempotency, Refusal, TurnOutcome, TurnRequest, TurnStream, metrics,
     node::{self, Services},
-    session::{BoundKey, Reply, SessionCommand},
+    session::{Reply, SessionCommand},
     shard::ShardMessage,
     shards::ShardTable,
     turn::TurnWriter,
@@ -43,8 +43,10 @@ pub struct ItemQuery {
 /// A wish for another reply in place of the session's last one.
 #[derive(Debug, Clone)]
 pub struct RegenerateRequest {
-    /// A fresh id.
+    /// A fresh id; ignored where the wish joins an earlier one.
     pub turn: TurnId,
+    /// So that a repeated wish joins the first one, for 24 hours.
+    pub idempotency: Option<Idempotency>,
     /// The turn whose reply is replaced; `None`: the last.
     pub replaces: Option<TurnId>,
     /// How the new reply is generated; `None`: by default.
@@ -82,39 +84,51 @@ impl Sessions {
         accepted
     }
 
-    async fn try_submit(&self, session: &SessionKey, mut request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
-        self.services.models.check(&request.options, &request.input, request.history)?;
-        if let Some(bound) = self.bind_key(session, &request).await? {
-            request.turn = bound.turn;
-        }
+    async fn try_submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
+        self.services.models.check(
+            &request.options,
+            &request.input,
+            request.instructions.as_deref(),
+            request.history,
+        )?;
+        let turn = self.bind_key(session, request.idempotency.as_ref(), request.turn).await?;
+        let (event_id, body_hash) = event(request.idempotency);
         let turn = TurnAccepted {
-            turn: request.turn,
-            event_id: request.idempotency.as_ref().map(|idempotency| idempotency.key.clone()).unwrap_or_default(),
-            body_hash: request.idempotency.map(|idempotency| idempotency.body_hash),
+            turn,
+            event_id,
+            body_hash,
             input: request.input,
             history: request.history,
             options: request.options,
             seed: request.seed.unwrap_or_else(rand::random),
             origin: request.origin,
             regenerates: None,
+            instructions: request.instructions,
             deadline: node::deadline(&self.services),
         };
-        self.accept(session, turn, request.user, request.create).await
+        self.accept(session, turn, request.user, request.create, request.behind).await
     }
 
+    /// The turn that a request with this key, if it has one, is: `turn` for the first such request.
+    ///
     /// A key belongs to the whole tenant, so it is bound in a session of its own before the turn's session sees it. A key's own
     /// session needs no binding: it remembers its one turn.
-    async fn bind_key(&self, session: &SessionKey, request: &TurnRequest) -> Result<Option<BoundKey>, Refusal> {
-        let Some(Idempotency { key, body_hash }) = &request.idempotency else { return Ok(None) };
+    async fn bind_key(
+        &self,
+        session: &SessionKey,
+        idempotency: Option<&Idempotency>,
+        turn: TurnId,
+    ) -> Result<TurnId, Refusal> {
+        let Some(Idempotency { key, body_hash }) = idempotency else { return Ok(turn) };
         let keys = Self::key_session(&session.tenant, key);
         if *session == keys {
-            return Ok(None);
+            return Ok(turn);
         }
         let expires_at = TimestampMs(self.services.clock.now().0 + DEDUPE_TTL_MS);
-        let (body_hash, target, turn) = (*body_hash, session.clone(), request.turn);
+        let (body_hash, target) = (*body_hash, session.clone());
         let bind = |reply| SessionCommand::BindKey { body_hash, target, turn, expires_at, reply };
         let bound = self.ask(&keys, bind).await?;
-        if bound.target == *session { Ok(Some(bound)) } else { Err(Refusal::IdempotencyConflict) }
+        if bound.target == *session { Ok(bound.turn) } else { Err(Refusal::IdempotencyConflict) }
     }
 
     /// The session of a tenant's idempotency key: where it is bound, and where a keyed call without a session runs.
@@ -129,24 +143,27 @@ impl Sessions {
     /// As [`submit`](Self::submit).
     pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
         let options = request.options.unwrap_or_default();
-        self.services.models.check(&options, &[], History::Session)?;
+        self.services.models.check(&options, &[], None, History::Session)?;
         let replaces = match request.replaces {
             Some(turn) => turn,
             None => self.last_turn(session).await?,
         };
+        let turn = self.bind_key(session, request.idempotency.as_ref(), request.turn).await?;
+        let (event_id, body_hash) = event(request.idempotency);
         let turn = TurnAccepted {
-            turn: request.turn,
-            event_id: String::new(),
-            body_hash: None,
+            turn,
+            event_id,
+            body_hash,
             input: Vec::new(),
             history: History::Session,
             options,
             seed: request.seed.unwrap_or_else(rand::random),
             origin: request.origin,
             regenerates: Some(replaces),
+            instructions: None,
             deadline: node::deadline(&self.services),
         };
-        self.accept(session, turn, request.user, false).await
+        self.accept(session, turn, request.user, false, None).await
     }
 
     async fn last_turn(&self, session: &SessionKey) -> Result<TurnId, Refusal> {
@@ -163,11 +180,12 @@ impl Sessions {
         turn: TurnAccepted,
         user: Option<UserHash>,
         create: bool,
+        behind: Option<u64>,
     ) -> Result<AcceptedTurn, Refusal> {
         self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
         let permit = self.services.turns.admit(&session.tenant)?;
         let turn = Box::new(turn);
-        self.ask(session, |reply| SessionCommand::Submit { turn, user, create, permit, reply }).await
+        self.ask(session, |reply| SessionCommand::Submit { turn, user, create, behind, permit, reply }).await
     }
 
     /// Ends a turn (or the running one) with what there is of its reply. Answers whether there was one to end.
@@ -369,6 +387,11 @@ impl Sessions {
             Err(_late) => Err(Refusal::RecordsUnavailable("the record store does not answer".into())),
         }
     }
+}
+
+/// What a turn records of its key.
+fn event(idempotency: Option<Idempotency>) -> (String, Option<BodyHash>) {
+    idempotency.map_or_else(Default::default, |Idempotency { key, body_hash }| (key, Some(body_hash)))
 }
 
 fn restarting() -> Refusal {

@@ -32,6 +32,10 @@ pub struct TurnRequest {
     pub user: Option<UserHash>,
     /// Whether the session is created if there is none.
     pub create: bool,
+    /// How many turns the session must have had, if that matters: with another number the request is refused.
+    pub behind: Option<u64>,
+    /// What the model is told before this turn's history, in place of the session's system prompt.
+    pub instructions: Option<String>,
 }
 
 /// An idempotency key and the body that it stands for.

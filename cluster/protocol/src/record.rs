@@ -179,6 +179,8 @@ pub struct TurnAccepted {
     pub origin: Origin,
     /// The turn whose reply this one replaces.
     pub regenerates: Option<TurnId>,
+    /// What the model is told before the history of this turn alone, in place of the session's system prompt.
+    pub instructions: Option<String>,
     /// When the turn fails if it has no reply.
     pub deadline: TimestampMs,
 }

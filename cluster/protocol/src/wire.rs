@@ -313,6 +313,8 @@ struct TurnAccepted {
     regenerates: Option<Id128>,
     #[prost(uint64, tag = "10")]
     deadline_ms: u64,
+    #[prost(string, optional, tag = "11")]
+    instructions: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -586,6 +588,7 @@ impl From<&domain::TurnAccepted> for TurnAccepted {
             origin: Origin::from(accepted.origin).into(),
             regenerates: accepted.regenerates.map(|turn| turn.0.into()),
             deadline_ms: accepted.deadline.0,
+            instructions: accepted.instructions.clone(),
         }
     }
 }
@@ -604,6 +607,7 @@ impl TryFrom<TurnAccepted> for domain::TurnAccepted {
             options: required(WHAT, "options", accepted.options)?.into(),
             seed: accepted.seed,
             regenerates: accepted.regenerates.map(|id| TurnId(id.into())),
+            instructions: accepted.instructions,
             deadline: TimestampMs(accepted.deadline_ms),
         })
     }

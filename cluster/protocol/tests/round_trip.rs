@@ -68,19 +68,22 @@ fn accepted() -> impl Strategy<Value = TurnAccepted> {
         Just(Origin::Channel)
     ];
     let history = prop_oneof![Just(History::Session), Just(History::Given)];
-    let identity = (turn(), text(), option::of(any::<[u8; 32]>()), option::of(turn()));
+    let identity = (turn(), text(), option::of(any::<[u8; 32]>()), option::of(turn()), option::of(text()));
     (identity, items(), history, options(), any::<u64>(), origin, time()).prop_map(
-        |((turn, event_id, body_hash, regenerates), input, history, options, seed, origin, deadline)| TurnAccepted {
-            turn,
-            event_id,
-            body_hash,
-            input,
-            history,
-            options,
-            seed,
-            origin,
-            regenerates,
-            deadline,
+        |((turn, event_id, body_hash, regenerates, instructions), input, history, options, seed, origin, deadline)| {
+            TurnAccepted {
+                turn,
+                event_id,
+                body_hash,
+                input,
+                history,
+                options,
+                seed,
+                origin,
+                regenerates,
+                instructions,
+                deadline,
+            }
         },
     )
 }

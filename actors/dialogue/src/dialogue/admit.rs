@@ -100,12 +100,21 @@ impl Dialogue {
         });
     }
 
-    pub(super) fn submit(&mut self, caller: Caller, mut turn: TurnAccepted, create: bool, out: &mut Vec<Effect>) {
+    pub(super) fn submit(
+        &mut self,
+        caller: Caller,
+        mut turn: TurnAccepted,
+        create: bool,
+        behind: Option<u64>,
+        out: &mut Vec<Effect>,
+    ) {
         let request = caller.request;
         if let Some(refusal) = self.refuse_change(create) {
             out.push(Effect::Refused { request, refusal });
         } else if let Some(answer) = self.repeated(request, &turn) {
             out.extend(answer);
+        } else if behind.is_some_and(|turns| turns != self.durable.turns + self.accepting().count() as u64) {
+            out.push(Effect::Refused { request, refusal: Refusal::MovedOn });
         } else if let Some(refusal) = self.refuse_turn(&turn) {
             out.push(Effect::Refused { request, refusal });
         } else {

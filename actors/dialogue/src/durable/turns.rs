@@ -56,7 +56,8 @@ impl Durable {
         let replaced = self.last.as_ref().filter(|_| open.request.regenerates.is_some());
         let exchange = replaced.map_or(turn, |last| last.exchange);
         let first_item = replaced.map_or(self.window.next(), |last| last.first_item);
-        open.head = Some(HeadStart { exchange, first_item, system_prompt: self.system_prompt.clone() });
+        let own = open.request.instructions.as_deref().map(Arc::from);
+        open.head = Some(HeadStart { exchange, first_item, system_prompt: own.or_else(|| self.system_prompt.clone()) });
         if self.deleted {
             return;
         }

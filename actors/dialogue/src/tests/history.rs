@@ -2,7 +2,7 @@
 
 use super::world::*;
 use crate::{Command, ItemKind, Limits, Refusal};
-use parlance_cluster_protocol::{History, SessionOpened, SessionUpdated, TurnId};
+use parlance_cluster_protocol::{History, SessionOpened, SessionUpdated, TurnAccepted, TurnId};
 
 #[test]
 fn a_prompt_is_the_conversation_so_far() {
@@ -26,6 +26,26 @@ fn the_sessions_system_prompt_comes_first() {
     world.tell(Command::Open { caller, opened });
     world.accept(turn(1, "now"));
     assert_eq!(world.prompt(), ["Be brief.", "earlier", "now"]);
+}
+
+#[test]
+fn instructions_take_the_system_prompts_place_in_their_turn_alone() {
+    let mut world = World::new();
+    let caller = world.caller();
+    let opened = SessionOpened { system_prompt: Some("Be brief.".into()), ..SessionOpened::default() };
+    world.tell(Command::Open { caller, opened });
+    let instructed = |id, text| TurnAccepted { instructions: Some("Be kind.".into()), ..turn(id, text) };
+    world.accept(instructed(1, "one"));
+    assert_eq!(world.prompt(), ["Be kind.", "one"]);
+    world.crash(0, 0, 0);
+    world.commit_all();
+    assert_eq!(world.prompt(), ["Be kind.", "one"]);
+    world.answer(1);
+    world.accept(turn(2, "two"));
+    assert_eq!(world.prompt(), ["Be brief.", "one", &reply_of("a", 1, 1), "two"]);
+    world.answer(1);
+    world.accept(TurnAccepted { history: History::Given, ..instructed(3, "three") });
+    assert_eq!(world.prompt(), ["Be kind.", "three"]);
 }
 
 #[test]

@@ -48,10 +48,28 @@ fn a_session_that_does_not_exist_is_not_found() {
     assert_eq!(refusals(&add(&mut world, "x")), [Refusal::NotFound]);
     assert_eq!(refusals(&delete(&mut world)), [Refusal::NotFound]);
     let caller = world.caller();
-    let effects = world.tell(Command::Submit { caller, turn: Box::new(turn(1, "hi")), create: false });
+    let effects = world.tell(Command::Submit { caller, turn: Box::new(turn(1, "hi")), create: false, behind: None });
     assert_eq!(refusals(&effects), [Refusal::NotFound]);
     world.accept(turn(1, "hi"));
     assert!(world.dialogue.durable().exists(), "a turn may bring its session into being");
+}
+
+#[test]
+fn a_turn_is_refused_where_another_came_first() {
+    let mut world = World::new();
+    let submit = |world: &mut World, id, behind| {
+        let caller = world.caller();
+        world.tell(Command::Submit { caller, turn: Box::new(turn(id, "hi")), create: true, behind: Some(behind) })
+    };
+    assert_eq!(refusals(&submit(&mut world, 1, 1)), [Refusal::MovedOn]);
+    assert_eq!(refusals(&submit(&mut world, 1, 0)), []);
+    assert_eq!(refusals(&submit(&mut world, 2, 0)), [Refusal::MovedOn], "one that is only proposed counts");
+    world.commit_all();
+    world.answer(1);
+    assert_eq!(refusals(&submit(&mut world, 2, 0)), [Refusal::MovedOn]);
+    assert_eq!(refusals(&submit(&mut world, 2, 1)), []);
+    world.lose(0);
+    assert_eq!(refusals(&submit(&mut world, 3, 1)), [], "one that never was does not count");
 }
 
 #[test]

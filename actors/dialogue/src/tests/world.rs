@@ -191,7 +191,7 @@ impl World {
 
     pub(super) fn submit(&mut self, turn: TurnAccepted) -> Vec<Effect> {
         let caller = self.caller();
-        self.tell(Command::Submit { caller, turn: Box::new(turn), create: true })
+        self.tell(Command::Submit { caller, turn: Box::new(turn), create: true, behind: None })
     }
 
     /// Submits, commits, and asserts that it was acknowledged.
@@ -407,6 +407,7 @@ pub(super) fn turn(id: u128, text: &str) -> TurnAccepted {
         seed: 42,
         origin: Origin::ChatCompletion,
         regenerates: None,
+        instructions: None,
         deadline: TimestampMs(START + 60_000),
     }
 }

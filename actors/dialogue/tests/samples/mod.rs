@@ -82,6 +82,7 @@ fn accepted(turn: u128) -> TurnAccepted {
         seed: 42,
         origin: Origin::Response,
         regenerates: None,
+        instructions: None,
         deadline: TimestampMs(START + 300_000),
     }
 }

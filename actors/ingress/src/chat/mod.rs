@@ -15,8 +15,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use parlance_actors_runtime::Sessions;
-use parlance_cluster_protocol::{History, Item, Role, SessionKey};
+use parlance_cluster_protocol::{Item, Role, SessionKey};
 
 use self::{
     render::{ChunkRender, completion},
@@ -28,7 +27,7 @@ use crate::{
     body::read_json,
     call::{self, Call, CallHeaders, DurableCall, TurnHeaders},
     frame::Caller,
-    ids, models,
+    models,
     reply::Reply,
     sse,
 };
@@ -63,22 +62,13 @@ async fn answer(
     let reply = match (call_headers.session, idempotency) {
         (None, None) => call::generate(app, &caller.tenant, chat.call).await?,
         (None, Some(idempotency)) => {
-            let session = Sessions::key_session(&caller.tenant.name, &idempotency.key);
-            let durable = DurableCall {
-                session,
-                history: History::Given,
-                create: true,
-                idempotency: Some(idempotency),
-                turn: ids::fresh_turn(),
-            };
+            let durable = DurableCall::of_key(&caller.tenant, idempotency);
             call::submit(app, &caller.tenant, chat.call, durable, headers).await?
         }
         (Some(session), idempotency) => {
             let session_key = SessionKey::api(&*caller.tenant.name, session.as_str());
             headers.session = Some(session);
-            let turn = ids::fresh_turn();
-            let durable =
-                DurableCall { session: session_key, history: History::Session, create: true, idempotency, turn };
+            let durable = DurableCall::next(session_key, idempotency);
             session_turn(app, caller, chat.call, durable, headers).await?
         }
     };

@@ -23,33 +23,24 @@ pub(super) async fn session_of(app: &App, tenant: &str, previous: TurnId) -> Res
     session.ok_or_else(|| stored::not_found(previous).about(PARAM))
 }
 
-/// The session in which `previous` can be continued, or else the history to continue it on.
-pub(super) async fn continuable(
-    app: &App,
-    tenant: &str,
-    previous: TurnId,
-) -> Result<Result<SessionKey, Vec<Item>>, ApiError> {
-    let session = session_of(app, tenant, previous).await?;
-    if !is_given(&session) && last_turn(app, &session).await? == Some(previous) {
-        return Ok(Ok(session));
-    }
-    Ok(Err(history(app, &session, previous).await?))
-}
-
 /// Turns in a key's own session are given whole and are not each other's history.
 fn is_given(session: &SessionKey) -> bool {
     session.channel == Sessions::key_session("", "").channel
 }
 
-async fn last_turn(app: &App, session: &SessionKey) -> Result<Option<TurnId>, ApiError> {
+/// How many turns the session has had, if `previous` was the last and can be continued in place.
+pub(super) async fn turns_if_last(app: &App, session: &SessionKey, previous: TurnId) -> Result<Option<u64>, ApiError> {
     let sessions = app.node.sessions();
-    let info = sessions.info(session).await?;
-    if let Some(open) = info.and_then(|info| info.open_turns.last().copied()) {
-        return Ok(Some(open));
-    }
-    let newest = ItemQuery { from: None, descending: true, limit: 1 };
-    let items = sessions.items(session, newest).await?.unwrap_or_default();
-    Ok(items.first().and_then(|item| item.turn))
+    let Some(info) = sessions.info(session).await?.filter(|_| !is_given(session)) else { return Ok(None) };
+    let last = match info.open_turns.last() {
+        Some(open) => Some(*open),
+        None => {
+            let newest = ItemQuery { from: None, descending: true, limit: 1 };
+            let items = sessions.items(session, newest).await?.unwrap_or_default();
+            items.first().and_then(|item| item.turn)
+        }
+    };
+    Ok((last == Some(previous)).then_some(info.turns))
 }
 
 /// What was said up to and including the reply of `previous`, the system prompt first.

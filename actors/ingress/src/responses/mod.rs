@@ -19,8 +19,8 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use parlance_actors_runtime::{Idempotency, ItemQuery, Sessions, TurnOutcome};
-use parlance_cluster_protocol::{History, Item, Role, SessionKey, SessionOpened, SessionUpdated, TurnId};
+use parlance_actors_runtime::{Idempotency, Refusal, TurnOutcome};
+use parlance_cluster_protocol::{Item, Role, SessionKey, SessionOpened, TurnId};
 
 pub(crate) use self::stored::{cancel, delete, get};
 use self::{
@@ -31,6 +31,7 @@ use self::{
 use crate::{
     api_error::ApiError,
     app::{App, Shared},
+    auth::Tenant,
     body::read_json,
     call::{self, Call, CallHeaders, DurableCall, TurnHeaders},
     frame::Caller,
@@ -147,46 +148,58 @@ async fn start(
 ) -> Result<Reply, ApiError> {
     let ResponseRequest { mut call, instructions, .. } = request;
     let tenant = &caller.tenant;
-    let turn = ids::fresh_turn();
-    let own = || SessionKey::in_channel(&*tenant.name, RESPONSE_CHANNEL, turn.to_string());
-    let by_key = idempotency.as_ref().map(|idempotency| Sessions::key_session(&tenant.name, &idempotency.key));
-    let (session, history, create) = match (place, by_key) {
-        (Place::Conversation { id, create }, _) => {
-            let session = SessionKey::api(&*tenant.name, id);
+    let durable = match (place, idempotency) {
+        (Place::Conversation { id, create }, idempotency) => {
             check_turn(&call)?;
-            instruct(app, &session, instructions, create).await?;
-            (session, History::Session, create)
+            DurableCall { create, ..DurableCall::next(SessionKey::api(&*tenant.name, id), idempotency) }
         }
         // A repeated call must find its first turn, so with a key the place depends on the key alone.
-        (Place::After(previous), Some(keys)) => {
+        (Place::After(previous), Some(idempotency)) => {
             let origin = lineage::session_of(app, &tenant.name, previous).await?;
-            let before = lineage::history(app, &origin, previous).await?;
-            put_first(&mut call, instructions);
-            call.input.splice(..0, before);
-            (keys, History::Given, true)
+            call.input.splice(..0, lineage::history(app, &origin, previous).await?);
+            DurableCall::of_key(tenant, idempotency)
         }
+        (Place::Own | Place::Unstored, Some(idempotency)) => DurableCall::of_key(tenant, idempotency),
         (Place::After(previous), None) => {
-            let session = match lineage::continuable(app, &tenant.name, previous).await? {
-                Ok(session) => session,
-                Err(items) => copied(app, own(), items).await?,
-            };
-            instruct(app, &session, instructions, false).await?;
-            (session, History::Session, false)
+            return continued(app, tenant, call, instructions, previous, headers).await;
         }
-        (Place::Own | Place::Unstored, Some(keys)) => {
-            put_first(&mut call, instructions);
-            (keys, History::Given, true)
-        }
-        (Place::Own, None) => {
-            put_first(&mut call, instructions);
-            (own(), History::Session, true)
-        }
+        (Place::Own, None) => DurableCall::next(own_session(tenant), None),
         (Place::Unstored, None) => {
-            put_first(&mut call, instructions);
+            let instructions = instructions.map(|text| Item { role: Role::System, text });
+            call.input.splice(..0, instructions);
             return call::generate(app, tenant, call).await;
         }
     };
-    call::submit(app, tenant, call, DurableCall { session, history, create, idempotency, turn }, headers).await
+    call::submit(app, tenant, call, DurableCall { instructions, ..durable }, headers).await
+}
+
+/// A hidden session of its own.
+fn own_session(tenant: &Tenant) -> SessionKey {
+    SessionKey::in_channel(&*tenant.name, RESPONSE_CHANNEL, ids::fresh_turn().to_string())
+}
+
+/// Answers behind `previous`: in its session if nothing else came behind it first, else on a copy of the history up to it.
+async fn continued(
+    app: &App,
+    tenant: &Tenant,
+    call: Call,
+    instructions: Option<String>,
+    previous: TurnId,
+    headers: &mut TurnHeaders,
+) -> Result<Reply, ApiError> {
+    let origin = lineage::session_of(app, &tenant.name, previous).await?;
+    if let Some(turns) = lineage::turns_if_last(app, &origin, previous).await? {
+        let next = DurableCall { create: false, behind: Some(turns), ..DurableCall::next(origin.clone(), None) };
+        let durable = DurableCall { instructions: instructions.clone(), ..next };
+        match call::submit(app, tenant, call.clone(), durable, headers).await {
+            Err(error) if error.code == Refusal::SessionMovedOn.code() => {}
+            submitted => return submitted,
+        }
+    }
+    let items = lineage::history(app, &origin, previous).await?;
+    let session = copied(app, own_session(tenant), items).await?;
+    let durable = DurableCall { create: false, instructions, ..DurableCall::next(session, None) };
+    call::submit(app, tenant, call, durable, headers).await
 }
 
 /// Opens a session that begins with another one's history.
@@ -196,37 +209,7 @@ async fn copied(app: &App, session: SessionKey, items: Vec<Item>) -> Result<Sess
     Ok(session)
 }
 
-/// Instructions of a prompt that is given whole, or begins a history, are its first message.
-fn put_first(call: &mut Call, instructions: Option<String>) {
-    if let Some(text) = instructions {
-        call.input.insert(0, Item { role: Role::System, text });
-    }
-}
-
 fn check_turn(call: &Call) -> Result<(), ApiError> {
     let said = call.input.iter().any(|item| item.role == Role::User);
     if said { Ok(()) } else { Err(call::no_user_message("input")) }
-}
-
-/// Makes instructions the session's system prompt, unless they are already what the session was told.
-async fn instruct(app: &App, session: &SessionKey, text: Option<String>, create: bool) -> Result<(), ApiError> {
-    let Some(text) = text else { return Ok(()) };
-    if create {
-        call::open_with_prompt(app, session, text.clone()).await?;
-    }
-    let sessions = app.node.sessions();
-    let Some(info) = sessions.info(session).await? else { return Ok(()) };
-    if info.system_prompt.as_ref() == Some(&text) {
-        return Ok(());
-    }
-    if info.system_prompt.is_none() {
-        let first = ItemQuery { from: Some(0), descending: false, limit: 1 };
-        let items = sessions.items(session, first).await?.unwrap_or_default();
-        if items.first().is_some_and(|item| item.role == Role::System && item.text == text) {
-            return Ok(());
-        }
-    }
-    let updated = SessionUpdated { system_prompt: Some(text), ..SessionUpdated::default() };
-    sessions.update(session, updated, None).await?;
-    Ok(())
 }

@@ -34,13 +34,53 @@ async fn a_response_is_kept_and_continued() {
     assert_eq!(text(&fetched), text(&first));
     assert_eq!(fetched["usage"], first["usage"]);
 
-    let second = create(&face, json!({ "input": "two", "previous_response_id": id, "instructions": "be kind" })).await;
+    let second = create(&face, json!({ "input": "two", "previous_response_id": id })).await;
     assert!(second["usage"]["input_tokens"].as_u64() > first["usage"]["input_tokens"].as_u64(), "{second}");
     // A fork of the first one goes on from there, without the second.
     let fork = create(&face, json!({ "input": "two", "previous_response_id": id })).await;
     assert_eq!(fork["usage"]["input_tokens"], second["usage"]["input_tokens"]);
     let further = create(&face, json!({ "input": "three", "previous_response_id": fork["id"] })).await;
     assert!(further["usage"]["input_tokens"].as_u64() > fork["usage"]["input_tokens"].as_u64());
+}
+
+fn input_tokens(response: &Value) -> u64 {
+    response["usage"]["input_tokens"].as_u64().expect("a count")
+}
+
+#[tokio::test]
+async fn instructions_are_for_one_response_alone() {
+    let face = Face::new(FAST).await;
+    // The scripted model's tokens are words.
+    let first = create(&face, json!({ "input": "one", "instructions": "be kind" })).await;
+    assert_eq!((input_tokens(&first), &first["instructions"]), (3, &json!("be kind")));
+    let said = 1 + first["usage"]["output_tokens"].as_u64().expect("a count");
+    let second = create(&face, json!({ "input": "two", "previous_response_id": first["id"] })).await;
+    assert_eq!(input_tokens(&second), said + 1);
+    let conversation =
+        face.post("/v1/conversations", &[], json!({ "system_prompt": "a b c" }).to_string()).await.json();
+    let turn = |more: Value| {
+        let mut body = json!({ "input": "one", "conversation": conversation["id"] });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        body
+    };
+    let instructed = create(&face, turn(json!({ "instructions": "be kind" }))).await;
+    assert_eq!(input_tokens(&instructed), 3, "in place of the conversation's own");
+    let plain = create(&face, turn(json!({}))).await;
+    assert_eq!(input_tokens(&plain), 3 + said + 1, "which stays");
+}
+
+#[tokio::test]
+async fn continuations_of_one_response_do_not_see_each_other() {
+    let face = Face::new(FAST).await;
+    let first = create(&face, json!({ "input": "one" })).await;
+    let next = |text: &str| create(&face, json!({ "input": text, "previous_response_id": first["id"] }));
+    let (a, b, c) = tokio::join!(next("a"), next("b"), next("c"));
+    let counts = [&a, &b, &c].map(input_tokens);
+    assert_eq!(counts[0], counts[1]);
+    assert_eq!(counts[0], counts[2]);
+    for (response, said) in [(a, "a"), (b, "b"), (c, "c")] {
+        assert!(text(&response).starts_with(&mark(said)));
+    }
 }
 
 #[tokio::test]

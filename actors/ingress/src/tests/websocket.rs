@@ -136,11 +136,18 @@ async fn a_reply_is_regenerated() {
     line.say(json!({ "type": "turn", "session": "s1", "text": "hello" })).await;
     let first = line.hear().await["turn"].clone();
     line.finish(String::new()).await;
-    line.say(json!({ "type": "regenerate", "session": "s1" })).await;
-    let second = line.hear().await;
-    assert_eq!(second["type"], "accepted", "{second}");
-    assert_ne!(second["turn"], first);
-    assert!(line.finish(String::new()).await.0.starts_with(&mark("hello")));
+    let mut made = Vec::new();
+    // A page repeats what it saw no word of.
+    for replayed in [false, true] {
+        line.say(json!({ "type": "regenerate", "session": "s1", "turn": first, "id": "r1" })).await;
+        let accepted = line.hear().await;
+        let told = (&accepted["type"], &accepted["id"], &accepted["replayed"]);
+        assert_eq!(told, (&json!("accepted"), &json!("r1"), &json!(replayed)), "{accepted}");
+        assert_ne!(accepted["turn"], first);
+        assert!(line.finish(String::new()).await.0.starts_with(&mark("hello")));
+        made.push(accepted["turn"].clone());
+    }
+    assert_eq!(made[0], made[1], "it was made anew once");
 }
 
 #[tokio::test]

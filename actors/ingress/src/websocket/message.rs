@@ -18,10 +18,20 @@ const MAX_ID: usize = 96;
 pub(super) enum ClientMessage {
     Auth { key: String },
     Turn(TurnMessage),
-    Regenerate { session: String, turn: Option<TurnId>, options: Box<GenerationOptions>, seed: Option<u64> },
+    Regenerate(RegenerateMessage),
     Resume { turn: TurnId, after: usize },
     Stop { session: String, turn: Option<TurnId> },
     Ping,
+}
+
+/// A wish for another reply in place of the session's last one.
+#[derive(Debug, PartialEq)]
+pub(super) struct RegenerateMessage {
+    pub(super) session: String,
+    pub(super) turn: Option<TurnId>,
+    pub(super) id: Option<String>,
+    pub(super) options: Box<GenerationOptions>,
+    pub(super) seed: Option<u64>,
 }
 
 /// A turn of a session.
@@ -71,7 +81,8 @@ impl ClientMessage {
             }
             "regenerate" => {
                 let (options, seed) = options(&mut body)?;
-                Ok(Self::Regenerate { session: session(subject)?, turn, options, seed })
+                let (session, id) = (session(subject)?, subject.id.clone());
+                Ok(Self::Regenerate(RegenerateMessage { session, turn, id, options, seed }))
             }
             "resume" => {
                 let after = body.integer("after", 0..=i64::MAX)?.unwrap_or(0);

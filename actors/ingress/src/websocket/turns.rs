@@ -2,10 +2,10 @@
 
 use axum::extract::ws::Message;
 use parlance_actors_runtime::{Idempotency, RegenerateRequest, TurnOutcome};
-use parlance_cluster_protocol::{FinishReason, History, Item, Origin, Role, SessionKey, TurnId};
+use parlance_cluster_protocol::{FinishReason, Item, Origin, Role, SessionKey, TurnId};
 use tokio::sync::mpsc;
 
-use super::message::{self, ClientMessage, ServerMessage, Subject, TurnMessage};
+use super::message::{self, ClientMessage, RegenerateMessage, ServerMessage, Subject, TurnMessage};
 use crate::{
     api_error::ApiError,
     app::Shared,
@@ -30,17 +30,7 @@ pub(super) async fn perform(line: Line, message: ClientMessage) {
     let mut subject = subject(&message);
     let result = match message {
         ClientMessage::Turn(turn) => line.turn(turn, &mut subject).await,
-        ClientMessage::Regenerate { session, turn, options, seed } => {
-            let request = RegenerateRequest {
-                turn: ids::fresh_turn(),
-                replaces: turn,
-                options: Some(*options),
-                seed,
-                origin: Origin::WebSocket,
-                user: None,
-            };
-            line.regenerate(session, request, &mut subject).await
-        }
+        ClientMessage::Regenerate(wish) => line.regenerate(wish, &mut subject).await,
         ClientMessage::Resume { turn, after } => line.resume(turn, after, &mut subject).await,
         ClientMessage::Stop { session, turn } => line.stop(&session, turn).await,
         ClientMessage::Auth { .. } | ClientMessage::Ping => Ok(()),
@@ -58,9 +48,10 @@ pub(super) async fn perform(line: Line, message: ClientMessage) {
 pub(super) fn subject(message: &ClientMessage) -> Subject {
     match message {
         ClientMessage::Turn(turn) => Subject { session: Some(turn.session.clone()), id: turn.id.clone(), turn: None },
-        ClientMessage::Regenerate { session, turn, .. } | ClientMessage::Stop { session, turn } => {
-            Subject { session: Some(session.clone()), turn: *turn, id: None }
+        ClientMessage::Regenerate(wish) => {
+            Subject { session: Some(wish.session.clone()), id: wish.id.clone(), turn: wish.turn }
         }
+        ClientMessage::Stop { session, turn } => Subject { session: Some(session.clone()), turn: *turn, id: None },
         ClientMessage::Resume { turn, .. } => Subject { turn: Some(*turn), ..Subject::default() },
         ClientMessage::Auth { .. } | ClientMessage::Ping => Subject::default(),
     }
@@ -70,28 +61,28 @@ impl Line {
     async fn turn(&self, message: TurnMessage, subject: &mut Subject) -> Result<(), ApiError> {
         self.app.metrics.answer_requested();
         let TurnMessage { session, text, id, options, seed } = message;
-        let idempotency = id.as_deref().map(|id| idempotency(&session, id, &options.model, &text));
+        let idempotency = id.as_deref().map(|id| idempotency("turn", &session, id, &options.model, &text));
         let input = vec![Item { role: Role::User, text }];
         let call = Call { input, options: *options, seed, user: None, origin: Origin::WebSocket };
-        let durable = DurableCall {
-            session: SessionKey::api(&*self.tenant.name, session.as_str()),
-            history: History::Session,
-            create: true,
-            idempotency,
-            turn: ids::fresh_turn(),
-        };
+        let durable = DurableCall::next(SessionKey::api(&*self.tenant.name, session.as_str()), idempotency);
         let mut headers = TurnHeaders::default();
         let reply = call::submit(&self.app, &self.tenant, call, durable, &mut headers).await?;
         self.follow(reply, &session, headers.replayed, subject).await
     }
 
-    async fn regenerate(
-        &self,
-        session: String,
-        request: RegenerateRequest,
-        subject: &mut Subject,
-    ) -> Result<(), ApiError> {
+    async fn regenerate(&self, wish: RegenerateMessage, subject: &mut Subject) -> Result<(), ApiError> {
         self.app.metrics.answer_requested();
+        let RegenerateMessage { session, turn, id, options, seed } = wish;
+        let replaced = turn.map(|turn| turn.to_string()).unwrap_or_default();
+        let request = RegenerateRequest {
+            turn: ids::fresh_turn(),
+            idempotency: id.as_deref().map(|id| idempotency("regenerate", &session, id, &options.model, &replaced)),
+            replaces: turn,
+            options: Some(*options),
+            seed,
+            origin: Origin::WebSocket,
+            user: None,
+        };
         let key = SessionKey::api(&*self.tenant.name, session.as_str());
         let sessions = self.app.node.sessions();
         let accepted = sessions.regenerate(&key, request).await?;
@@ -158,8 +149,8 @@ impl Line {
 }
 
 /// A page's own message id counts within its session.
-fn idempotency(session: &str, id: &str, model: &str, text: &str) -> Idempotency {
-    let body_hash = call::body_hash(&["WS", "turn", session, model], text.as_bytes());
+fn idempotency(kind: &str, session: &str, id: &str, model: &str, text: &str) -> Idempotency {
+    let body_hash = call::body_hash(&["WS", kind, session, model], text.as_bytes());
     Idempotency { key: format!("ws:{session}:{id}"), body_hash }
 }
 

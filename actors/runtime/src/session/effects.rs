@@ -111,6 +111,7 @@ impl SessionState {
             dialogue::Refusal::IdempotencyConflict => Refusal::IdempotencyConflict,
             dialogue::Refusal::DedupeFull => Refusal::RateLimited(refusal.to_string()),
             dialogue::Refusal::NotFound | dialogue::Refusal::Deleted => Refusal::SessionNotFound,
+            dialogue::Refusal::MovedOn => Refusal::SessionMovedOn,
             dialogue::Refusal::AlreadyExists => Refusal::SessionExists,
             dialogue::Refusal::InvalidRegenerate | dialogue::Refusal::TurnIdInUse => invalid("turn"),
             dialogue::Refusal::InputTooLarge => Refusal::ContextExceeded(refusal.to_string()),

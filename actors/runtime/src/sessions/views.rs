@@ -19,6 +19,8 @@ pub struct SessionInfo {
     pub metadata: BTreeMap<String, String>,
     /// Its own system prompt, if it has one.
     pub system_prompt: Option<String>,
+    /// How many turns were ever accepted.
+    pub turns: u64,
     /// How many items its history has.
     pub items: u64,
     /// The turn that is being answered, and those that wait, in order.
@@ -59,6 +61,7 @@ impl SessionInfo {
             updated_at: durable.updated_at(),
             metadata: durable.metadata().clone(),
             system_prompt: durable.system_prompt().map(Into::into),
+            turns: durable.turns(),
             items: durable.items(),
             open_turns: durable.open_turns().map(|open| open.request.turn).collect(),
         }))

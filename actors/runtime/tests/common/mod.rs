@@ -88,6 +88,8 @@ pub(crate) fn request(text: &str) -> TurnRequest {
         origin: Origin::ChatCompletion,
         user: None,
         create: true,
+        behind: None,
+        instructions: None,
     }
 }
 

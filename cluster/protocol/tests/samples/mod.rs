@@ -36,6 +36,7 @@ pub(crate) fn records() -> Vec<(&'static str, SessionRecord)> {
         ("record-key-bound.v1", SessionEvent::KeyBound(key_bound())),
         ("record-turn-accepted.v1", SessionEvent::TurnAccepted(accepted())),
         ("record-turn-accepted-bare.v1", SessionEvent::TurnAccepted(accepted_bare())),
+        ("record-turn-accepted-instructed.v1", SessionEvent::TurnAccepted(accepted_instructed())),
         ("record-attempt-started.v1", SessionEvent::AttemptStarted(AttemptStarted { turn: TURN, attempt: 2 })),
         ("record-progress.v1", SessionEvent::Progress(progress())),
         ("record-replied.v1", SessionEvent::Replied(replied())),
@@ -114,6 +115,7 @@ fn accepted() -> TurnAccepted {
         seed: u64::MAX,
         origin: Origin::Response,
         regenerates: Some(TurnId(1)),
+        instructions: None,
         deadline: TimestampMs(1_700_000_300_456),
     }
 }
@@ -129,8 +131,13 @@ fn accepted_bare() -> TurnAccepted {
         seed: 0,
         origin: Origin::WebSocket,
         regenerates: None,
+        instructions: None,
         deadline: TimestampMs(0),
     }
+}
+
+fn accepted_instructed() -> TurnAccepted {
+    TurnAccepted { instructions: Some("Be kind. 👋".into()), ..accepted_bare() }
 }
 
 fn model() -> ModelTag {

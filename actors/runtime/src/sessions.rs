@@ -203,7 +203,11 @@ impl Sessions {
     ///
     /// Why the session cannot be reached.
     pub async fn watch(&self, session: &SessionKey, turn: TurnId, after: usize) -> Result<Option<TurnStream>, Refusal> {
-        let running = self.ask(session, |reply| SessionCommand::Watch { turn, after, reply }).await?;
+        let running = match self.ask(session, |reply| SessionCommand::Watch { turn, after, reply }).await {
+            // Its shard has ended what it owed; that is recorded.
+            Err(Refusal::Parked(_)) => None,
+            running => running?,
+        };
         match running {
             Some(stream) => Ok(Some(stream)),
             None => Ok(self.find_outcome(session, turn).await?.map(|outcome| ended(outcome, after))),

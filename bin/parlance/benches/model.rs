@@ -22,8 +22,7 @@ struct Answer {
     tokens: u64,
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
     rustls::crypto::ring::default_provider().install_default().expect("nobody did it before");
     let models = std::env::var("PARLANCE_MODEL_DIR")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").to_owned());
@@ -39,8 +38,9 @@ async fn main() {
         listening.as_secs_f64(),
         began.elapsed().as_secs_f64()
     );
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
     for callers in [1, 4, 8, 16] {
-        measure(&node.url("/v1/chat/completions"), callers).await;
+        runtime.block_on(measure(&node.url("/v1/chat/completions"), callers));
     }
 }
 

@@ -51,7 +51,7 @@ bench: ## Measure turns per second, memory per session and the model
 	@.ci/services build
 	$(CARGO) build --release -p parlance
 	target/release/parlance model fetch
-	$(CARGO) bench --workspace
+	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model
 
 notices: ## Write THIRD-PARTY-NOTICES.md anew
 	@.ci/notices

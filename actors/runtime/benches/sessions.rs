@@ -3,6 +3,8 @@
 //! `cargo bench -p parlance-actors-runtime --bench sessions`; `SESSIONS` changes their number.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 
+#[path = "../../../bin/parlance/src/allocator.rs"]
+mod allocator;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -13,10 +15,6 @@ use parlance_actors_runtime::{Limits, Node, NodeOptions};
 
 /// As many as the product has by default.
 const SHARDS: u16 = 64;
-
-/// The product's own.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Each kind is measured in a process of its own, so that neither sees what the other left in the allocator.
 const KIND: &str = "SESSIONS_KIND";
@@ -78,7 +76,8 @@ async fn settle(node: &Node, kind: &str, visited: usize) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(node.status().live_sessions, wanted);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // What they leave goes back to the system within a second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
 fn resident_bytes() -> u64 {

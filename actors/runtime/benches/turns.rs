@@ -5,6 +5,8 @@
 //! `TURNS_DIR` change the run.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 
+#[path = "../../../bin/parlance/src/allocator.rs"]
+mod allocator;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -18,10 +20,6 @@ use parlance_actors_runtime::{Node, TurnEvent};
 
 /// As many as the product has by default.
 const SHARDS: u16 = 64;
-
-/// The product's own.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() {

@@ -1,5 +1,6 @@
 //! The node, the operator's commands and the terminal client of Parlance, composed into one binary.
 
+mod allocator;
 mod auth;
 mod cli;
 mod client;
@@ -14,9 +15,6 @@ mod secret;
 mod tls;
 
 use std::process::ExitCode;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs the command that the process was called with.
 pub fn main() -> ExitCode {

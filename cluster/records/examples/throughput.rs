@@ -13,9 +13,8 @@ use std::{
 use parlance_cluster_protocol::{Position, SessionKey, ShardId};
 use parlance_cluster_records::{Change, ChangeKind, LocalRecords, Order, RecordStore, Row};
 
-/// As in the node.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../../../bin/parlance/src/allocator.rs"]
+mod allocator;
 
 const SESSIONS: u64 = 100_000;
 const BATCHES: u64 = 1_500;

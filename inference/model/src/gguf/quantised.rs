@@ -22,7 +22,12 @@ pub(crate) fn dequantise(tensor: &TensorInfo<'_>, first_block: usize, values: &m
         GgmlType::Q8_0 => q8_0,
         GgmlType::Q4_0 => q4_0,
         GgmlType::Q4_1 => q4_1,
+        GgmlType::Q5_0 => q5_0,
+        GgmlType::Q5_1 => q5_1,
+        GgmlType::Q2K => q2_k,
+        GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
+        GgmlType::Q5K => q5_k,
         GgmlType::Q6K => q6_k,
     };
     for (block, values) in bytes.chunks_exact(block_bytes).zip(values.chunks_exact_mut(block_values)) {
@@ -69,6 +74,63 @@ fn q4_1(block: &[u8], values: &mut [f32]) {
     }
 }
 
+/// 32 values: a scale, the fifth bits as one number, then four bits each, together around 16.
+fn q5_0(block: &[u8], values: &mut [f32]) {
+    let scale = half_at(block, 0);
+    for (at, value) in values.iter_mut().enumerate() {
+        *value = (f32::from(five_bits(&block[2..], at)) - 16.0) * scale;
+    }
+}
+
+/// 32 values: a scale and a minimum, the fifth bits as one number, then four bits each.
+fn q5_1(block: &[u8], values: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    for (at, value) in values.iter_mut().enumerate() {
+        *value = f32::from(five_bits(&block[4..], at)) * scale + minimum;
+    }
+}
+
+/// The value at `at` of 32, out of four bytes of fifth bits and sixteen of pairs whose low nibbles hold the first half.
+fn five_bits(bits: &[u8], at: usize) -> u8 {
+    let pair = bits[4 + at % 16];
+    let low = if at < 16 { pair & 15 } else { pair >> 4 };
+    low | (bits[at / 8] >> (at % 8) & 1) << 4
+}
+
+/// 256 values of two bits in sixteen groups, each with a scale and a minimum of four bits under two common factors.
+fn q2_k(block: &[u8], values: &mut [f32]) {
+    let (scales, quants) = (&block[..16], &block[16..80]);
+    let (factor, minimum_factor) = (half_at(block, 80), half_at(block, 82));
+    for (at, value) in values.iter_mut().enumerate() {
+        let scale = scales[at / 16];
+        let quant = two_bits(quants, at);
+        *value = factor * f32::from(scale & 15) * f32::from(quant) - minimum_factor * f32::from(scale >> 4);
+    }
+}
+
+/// 256 values of three bits around 4 in sixteen groups, each with a scale of six bits around 32 under a common factor.
+fn q3_k(block: &[u8], values: &mut [f32]) {
+    let (high, quants, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let factor = half_at(block, 108);
+    for (at, value) in values.iter_mut().enumerate() {
+        // Bit 0 of `high` belongs to the first 32 values, bit 1 to the next, and so on.
+        let quant = two_bits(quants, at) | (high[at % 32] >> (at / 32) & 1) << 2;
+        let scale = f32::from(q3_k_scale(scales, at / 16)) - 32.0;
+        *value = factor * scale * (f32::from(quant) - 4.0);
+    }
+}
+
+/// Two bits of each of 256 values: a row of 32 bytes holds 128 of them, the first 32 in its lowest bits.
+fn two_bits(quants: &[u8], at: usize) -> u8 {
+    quants[at / 128 * 32 + at % 32] >> (at % 128 / 32 * 2) & 3
+}
+
+/// The six-bit scale of one group of sixteen: eight bytes hold four bits of two groups each, four bytes two bits of four each.
+fn q3_k_scale(scales: &[u8], group: usize) -> u8 {
+    let low = if group < 8 { scales[group] & 15 } else { scales[group - 8] >> 4 };
+    low | (scales[8 + group % 4] >> (group / 4 * 2) & 3) << 4
+}
+
 /// 256 values in eight groups of 32, each with a scale and a minimum of six bits under two common factors.
 fn q4_k(block: &[u8], values: &mut [f32]) {
     let (factor, minimum_factor) = (half_at(block, 0), half_at(block, 2));
@@ -80,6 +142,21 @@ fn q4_k(block: &[u8], values: &mut [f32]) {
         for (value, &pair) in values.iter_mut().zip(pairs) {
             let quant = if group % 2 == 0 { pair & 15 } else { pair >> 4 };
             *value = scale * f32::from(quant) - minimum;
+        }
+    }
+}
+
+/// As [`q4_k`], with a fifth bit for each value: bit 0 of 32 bytes belongs to the first group, bit 1 to the second, and so on.
+fn q5_k(block: &[u8], values: &mut [f32]) {
+    let (factor, minimum_factor) = (half_at(block, 0), half_at(block, 2));
+    let (scales, high, quants) = (&block[4..16], &block[16..48], &block[48..]);
+    for (group, values) in values.chunks_exact_mut(32).enumerate() {
+        let (scale, minimum) = q4_k_scale(scales, group);
+        let (scale, minimum) = (factor * f32::from(scale), minimum_factor * f32::from(minimum));
+        let pairs = &quants[group / 2 * 32..][..32];
+        for ((value, &pair), &high) in values.iter_mut().zip(pairs).zip(high) {
+            let low = if group % 2 == 0 { pair & 15 } else { pair >> 4 };
+            *value = scale * f32::from(low | (high >> group & 1) << 4) - minimum;
         }
     }
 }

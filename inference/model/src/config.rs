@@ -1,18 +1,21 @@
-//! The shape of a Llama-architecture model, read from metadata and checked before anything is computed with it.
+//! The shape of a model of Llama's architecture or one of its relatives, checked before anything is computed with it.
+//!
+//! Where it is read from decides which module reads it: `gguf::config` or `checkpoint::config`.
+
+use std::path::Path;
 
 use crate::{
     ModelError,
-    gguf::{Gguf, Metadata},
     kernels::attention::VALUE_BLOCK,
+    rope::{RopeConfig, Scaling},
 };
 
-const ARCHITECTURE: &str = "llama";
-/// Llama's, where the file does not say.
-const DEFAULT_ROPE_BASE: f32 = 10_000.0;
-/// Bounds far beyond any model of this architecture, so that no product of dimensions overflows.
-const MAX_LAYERS: u32 = 1_024;
-const MAX_WIDTH: u32 = 1 << 20;
-const MAX_CONTEXT: u32 = 1 << 24;
+/// Llama's, where a file does not say.
+pub(crate) const DEFAULT_ROPE_BASE: f32 = 10_000.0;
+/// Bounds far beyond any model of these families, so that no product of dimensions overflows.
+pub(crate) const MAX_LAYERS: u32 = 1_024;
+pub(crate) const MAX_WIDTH: u32 = 1 << 20;
+pub(crate) const MAX_CONTEXT: u32 = 1 << 24;
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,69 +35,52 @@ pub(crate) struct LlamaConfig {
     /// The most tokens that the model was trained for.
     pub(crate) context: usize,
     pub(crate) rms_epsilon: f32,
-    pub(crate) rope_base: f32,
+    pub(crate) rope: RopeConfig,
+    /// Whether queries, keys and values have a bias (Qwen2).
+    pub(crate) qkv_bias: bool,
+    /// Whether each head of queries and keys is normed before it is turned (Qwen3).
+    pub(crate) qk_norm: bool,
+    /// Whether the embedding is also the map to logits.
+    pub(crate) tied: bool,
+    /// By layer: the positions, its own included, that a position attends to; all before it where there is none (Mistral).
+    pub(crate) windows: Vec<Option<usize>>,
 }
 
 impl LlamaConfig {
-    /// Reads and checks the shape.
+    /// Checks what no single entry shows. Errors name `file`.
     ///
     /// # Errors
     ///
-    /// [`ModelError`] if the file describes another architecture, a variant that is not built in, or nonsense.
-    pub(crate) fn read(gguf: &Gguf<'_>) -> Result<Self, ModelError> {
-        let metadata = &gguf.metadata;
-        let architecture = metadata.string("general.architecture")?;
-        if architecture != ARCHITECTURE {
-            return Err(metadata.unsupported(format!("the architecture {architecture:?}"), ARCHITECTURE));
-        }
-        refuse_variants(metadata)?;
-        let hidden = bounded(metadata, "llama.embedding_length", MAX_WIDTH)?;
-        let heads = bounded(metadata, "llama.attention.head_count", MAX_WIDTH)?;
-        let kv_heads = match metadata.contains("llama.attention.head_count_kv") {
-            true => bounded(metadata, "llama.attention.head_count_kv", MAX_WIDTH)?,
-            false => heads,
-        };
-        let head = match metadata.contains("llama.attention.key_length") {
-            true => bounded(metadata, "llama.attention.key_length", MAX_WIDTH)?,
-            false => hidden / heads,
-        };
-        let config = Self {
-            layers: bounded(metadata, "llama.block_count", MAX_LAYERS)?,
-            hidden,
-            heads,
-            kv_heads,
-            head,
-            feed_forward: bounded(metadata, "llama.feed_forward_length", MAX_WIDTH)?,
-            vocabulary: metadata.strings("tokenizer.ggml.tokens")?.len(),
-            context: bounded(metadata, "llama.context_length", MAX_CONTEXT)?,
-            rms_epsilon: required_float(metadata, "llama.attention.layer_norm_rms_epsilon")?,
-            rope_base: metadata.f32_or_none("llama.rope.freq_base")?.unwrap_or(DEFAULT_ROPE_BASE),
-        };
-        config.check(metadata)?;
-        Ok(config)
-    }
-
-    fn check(&self, metadata: &Metadata<'_>) -> Result<(), ModelError> {
+    /// [`ModelError`] if the shape is nonsense or not built in.
+    pub(crate) fn check(&self, file: &Path) -> Result<(), ModelError> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             let problem = format!("{} heads do not divide into {} of keys and values", self.heads, self.kv_heads);
-            return Err(metadata.inconsistent(problem));
+            return Err(ModelError::inconsistent(file, problem));
         }
         if self.head == 0 || !self.head.is_multiple_of(VALUE_BLOCK) {
             let supported = format!("multiples of {VALUE_BLOCK}");
-            return Err(metadata.unsupported(format!("the head width {}", self.head), supported));
+            return Err(ModelError::unsupported(file, format!("the head width {}", self.head), supported));
         }
-        if metadata.u32_or_none("llama.rope.dimension_count")?.is_some_and(|rotated| rotated as usize != self.head) {
-            return Err(
-                metadata.unsupported("rotary embedding of a part of each head", "rotary embedding of whole heads")
-            );
+        if self.rms_epsilon <= 0.0 || self.rope.base <= 0.0 || self.vocabulary == 0 {
+            let problem = "the norm's epsilon, the rope base and the vocabulary must be positive";
+            return Err(ModelError::inconsistent(file, problem));
         }
-        if metadata.u32_or_none("llama.attention.value_length")?.is_some_and(|value| value as usize != self.head) {
-            return Err(metadata.unsupported("values of another width than keys", "equal widths"));
+        if self.windows.contains(&Some(0)) {
+            return Err(ModelError::inconsistent(file, "the sliding window must be positive"));
         }
-        if self.rms_epsilon <= 0.0 || self.rope_base <= 0.0 || self.vocabulary == 0 {
-            return Err(metadata.inconsistent("the norm's epsilon, the rope base and the vocabulary must be positive"));
-        }
-        Ok(())
+        self.check_scaling(file)
+    }
+
+    fn check_scaling(&self, file: &Path) -> Result<(), ModelError> {
+        let sound = match self.rope.scaling {
+            Scaling::None => true,
+            Scaling::Linear(factor) => factor > 0.0,
+            Scaling::Factors(ref factors) => factors.iter().all(|factor| factor.is_finite() && *factor > 0.0),
+            Scaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
+                factor > 0.0 && high_frequency_factor > low_frequency_factor && original_context > 0.0
+            }
+        };
+        if sound { Ok(()) } else { Err(ModelError::inconsistent(file, "the rope scaling's factors make no sense")) }
     }
 
     /// Query heads per head of keys and values.
@@ -106,31 +92,4 @@ impl LlamaConfig {
     pub(crate) fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head
     }
-}
-
-/// Variants that share the architecture's name and would compute something else.
-fn refuse_variants(metadata: &Metadata<'_>) -> Result<(), ModelError> {
-    if metadata.u32_or_none("llama.expert_count")?.is_some_and(|experts| experts > 0) {
-        return Err(metadata.unsupported("a mixture of experts", "dense models"));
-    }
-    if let Some(scaling) = metadata.string_or_none("llama.rope.scaling.type")?
-        && scaling != "none"
-    {
-        return Err(metadata.unsupported(format!("the rope scaling {scaling:?}"), "none"));
-    }
-    if metadata.u32_or_none("split.count")?.is_some_and(|parts| parts > 1) {
-        return Err(metadata.unsupported("a model split over several files", "models in one file"));
-    }
-    Ok(())
-}
-
-fn bounded(metadata: &Metadata<'_>, key: &str, most: u32) -> Result<usize, ModelError> {
-    match metadata.u32(key)? {
-        value if (1..=most).contains(&value) => Ok(value as usize),
-        value => Err(metadata.inconsistent(format!("the metadata entry {key:?} is {value}, not from 1 to {most}"))),
-    }
-}
-
-fn required_float(metadata: &Metadata<'_>, key: &str) -> Result<f32, ModelError> {
-    metadata.f32_or_none(key)?.ok_or_else(|| metadata.inconsistent(format!("the metadata entry {key:?} is missing")))
 }

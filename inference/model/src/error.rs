@@ -1,6 +1,9 @@
 //! Why a model cannot be loaded, each time with the file, the place and the remedy.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use parlance_inference_engine::EngineError;
 use thiserror::Error;
@@ -80,4 +83,16 @@ pub enum ModelError {
     /// The model was loaded, but its first steps failed.
     #[error("the model failed in its warm-up")]
     WarmUp(#[source] EngineError),
+}
+
+impl ModelError {
+    /// Metadata or tensors of `file` contradict each other.
+    pub(crate) fn inconsistent(file: &Path, problem: impl Into<String>) -> Self {
+        Self::Inconsistent { file: file.to_path_buf(), problem: problem.into() }
+    }
+
+    /// `file` is sound, but this build cannot run it.
+    pub(crate) fn unsupported(file: &Path, what: impl Into<String>, supported: impl Into<String>) -> Self {
+        Self::Unsupported { file: file.to_path_buf(), what: what.into(), supported: supported.into() }
+    }
 }

@@ -57,7 +57,7 @@ impl KvCache {
         let (begin, size) = (self.begin(place), self.positions * self.head);
         let floats: &[f32] = bytemuck::cast_slice(&self.memory);
         let (keys, values) = floats[begin..begin + 2 * size].split_at(size);
-        HeadCache { keys, values, dimension: self.head }
+        HeadCache { keys, values, dimension: self.head, first: 0 }
     }
 
     fn begin(&self, place: HeadPlace) -> usize {

@@ -15,6 +15,7 @@ mod load;
 mod ops;
 mod rope;
 mod template;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;

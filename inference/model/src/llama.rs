@@ -1,4 +1,4 @@
-//! The forward pass of Llama-architecture models (Touvron et al. 2023) over ragged batches.
+//! The forward pass of Llama's architecture and its relatives (Touvron et al. 2023) over ragged batches.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
@@ -8,7 +8,7 @@ use crate::{
     kv::KvCache,
     ops::{self, Place},
     rope::Rope,
-    weights::Weights,
+    weights::{LayerWeights, Weights},
 };
 
 /// Rows of logits that are computed at once where every position's are wanted.
@@ -36,7 +36,7 @@ impl LlamaModel {
         lanes: usize,
         context: usize,
     ) -> Self {
-        let rope = Rope::new(config.rope_base, config.head, context);
+        let rope = Rope::new(&config.rope, config.head, context);
         Self { config, device, weights, rope, cache, context, filled: vec![0; lanes] }
     }
 
@@ -82,7 +82,7 @@ impl LlamaModel {
         let mut x = ops::embed(&weights.embedding, &tokens);
         for (number, layer) in weights.layers.iter().enumerate() {
             let normed = ops::rms_norm(x.clone(), &layer.attention_norm, config.rms_epsilon);
-            let qkv = ops::linear(normed, &layer.qkv);
+            let qkv = project(normed, layer, config);
             let attended = ops::attention(qkv, &places, number, config, rope, cache);
             x = x + ops::linear(attended, &layer.attention_output);
             let normed = ops::rms_norm(x.clone(), &layer.feed_forward_norm, config.rms_epsilon);
@@ -157,6 +157,18 @@ impl TokenModel for LlamaModel {
             if rows.is_empty() { Ok(()) } else { self.logits(hidden, &rows, logits) }
         })
     }
+}
+
+/// Queries, keys and values side by side, before the rotary embedding.
+fn project(normed: Tensor<2>, layer: &LayerWeights, config: &LlamaConfig) -> Tensor<2> {
+    let mut qkv = ops::linear(normed, &layer.qkv);
+    if let Some(bias) = &layer.qkv_bias {
+        qkv = ops::add_bias(qkv, bias);
+    }
+    if let Some(norms) = &layer.head_norms {
+        qkv = ops::norm_heads(qkv, norms, config);
+    }
+    qkv
 }
 
 fn places<'a>(input: &LaneInput<'a>) -> impl Iterator<Item = Place> + use<'a> {

@@ -7,7 +7,6 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, ModelError, codec,
-    config::LlamaConfig,
     gguf::{Gguf, MappedFile},
     kv::KvCache,
     weights::Weights,
@@ -92,7 +91,7 @@ pub fn load(
     report(LoadStage::Description, 0);
     let device = options.device.open();
     let gguf = Gguf::parse(file.path(), file.bytes())?;
-    let config = LlamaConfig::read(&gguf)?;
+    let config = gguf.config()?;
     if options.lanes == 0 || options.context_tokens == 0 {
         return Err(ModelError::Capacity { problem: "a model needs at least one lane and one token".to_owned() });
     }
@@ -102,7 +101,12 @@ pub fn load(
     // Digest, tokenizer and weights do not need each other.
     let (digest, (text, weights)) = rayon::join(
         || hex(&Sha256::digest(file.bytes())),
-        || rayon::join(|| codec::read(file.path(), &gguf.metadata), || Weights::read(&gguf, &config, &on_weights)),
+        || {
+            rayon::join(
+                || codec::read(file.path(), &gguf.metadata),
+                || Weights::read(&gguf.tensors, &config, &on_weights),
+            )
+        },
     );
     let (tokenizer, template) = text?;
     let mut model = LlamaModel::new(config, device, weights?, cache, options.lanes, context);
@@ -126,7 +130,7 @@ pub fn load(
 pub fn inspect(source: &Path) -> Result<(), ModelError> {
     let file = MappedFile::open(source)?;
     let gguf = Gguf::parse(file.path(), file.bytes())?;
-    LlamaConfig::read(&gguf).map(drop)
+    gguf.config().map(drop)
 }
 
 /// Prefills and decodes once, so that the first request finds threads and memory in place.

@@ -10,9 +10,13 @@ use rayon::prelude::*;
 
 use crate::{
     config::LlamaConfig,
-    kernels::{attention, elementwise, linear},
+    kernels::{
+        attention::{self, HeadCache},
+        elementwise, linear,
+    },
     kv::{HeadPlace, KvCache},
     rope::Rope,
+    weights::HeadNorms,
 };
 
 /// Cached positions that a task should attend over: some ten microseconds of work.
@@ -64,6 +68,30 @@ pub(crate) fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
     wrap(linear::linear(values(&primitive(x)), values(&packed), weight.inputs, weight.outputs), weight.outputs)
 }
 
+/// `bias` added to every row.
+pub(crate) fn add_bias(x: Tensor<2>, bias: &[f32]) -> Tensor<2> {
+    let mut x = primitive(x);
+    let rows: &mut [f32] = x.storage_mut();
+    rows.par_chunks_exact_mut(bias.len()).with_min_len(16).for_each(|row| {
+        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+    });
+    Tensor::from_primitive::<Flex>(x)
+}
+
+/// Root-mean-square norm of every head of queries and of keys, as Qwen3 has it; `qkv` holds queries, keys and values side by side.
+pub(crate) fn norm_heads(qkv: Tensor<2>, norms: &HeadNorms, config: &LlamaConfig) -> Tensor<2> {
+    let (queries, keys) = (config.heads * config.head, config.kv_heads * config.head);
+    let mut qkv = primitive(qkv);
+    let rows: &mut [f32] = qkv.storage_mut();
+    rows.par_chunks_exact_mut(config.qkv_width()).with_min_len(16).for_each(|row| {
+        let (of_queries, rest) = row.split_at_mut(queries);
+        for (heads, weight) in [(of_queries, &norms.queries), (&mut rest[..keys], &norms.keys)] {
+            heads.copy_from_slice(&elementwise::rms_norm(heads, weight, config.rms_epsilon));
+        }
+    });
+    Tensor::from_primitive::<Flex>(qkv)
+}
+
 /// `silu(gate) · up` of rows that hold both side by side: `[rows, 2 · width]` to `[rows, width]`.
 pub(crate) fn swiglu(gate_up: Tensor<2>, width: usize) -> Tensor<2> {
     wrap(elementwise::swiglu(values(&primitive(gate_up)), width), width)
@@ -108,7 +136,8 @@ fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cac
         let (row, head) = (task / config.kv_heads, task % config.kv_heads);
         let Place { lane, position } = places[row];
         let queries = &qkv[row * config.qkv_width() + head * group..][..group];
-        let head = cache.head(HeadPlace { lane, layer, head });
+        let first = config.windows[layer].map_or(0, |window| (position + 1).saturating_sub(window));
+        let head = HeadCache { first, ..cache.head(HeadPlace { lane, layer, head }) };
         attention::attend(queries, head, position + 1, scores, out);
     });
     out

@@ -7,9 +7,11 @@ use rayon::prelude::*;
 use crate::{
     ModelError,
     config::LlamaConfig,
-    gguf::{Gguf, TensorInfo, dequantise},
+    gguf::{TensorInfo, dequantise},
     kernels::linear::{PANEL, pack, packed_len},
     ops::Weight,
+    rope::Scaling,
+    tensors::{ROPE_FACTORS, Tensors},
 };
 
 /// All weights of a model.
@@ -28,11 +30,22 @@ pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values in one product.
     pub(crate) qkv: Weight,
+    /// What is added to them, where the family has it.
+    pub(crate) qkv_bias: Option<Vec<f32>>,
+    /// The norms of each head of queries and of keys, where the family has them.
+    pub(crate) head_norms: Option<HeadNorms>,
     pub(crate) attention_output: Weight,
     pub(crate) feed_forward_norm: Vec<f32>,
     /// Gate and up in one product.
     pub(crate) gate_up: Weight,
     pub(crate) down: Weight,
+}
+
+/// The weights of the norms of heads, one head wide.
+#[derive(Debug)]
+pub(crate) struct HeadNorms {
+    pub(crate) queries: Vec<f32>,
+    pub(crate) keys: Vec<f32>,
 }
 
 impl Weights {
@@ -42,19 +55,22 @@ impl Weights {
     ///
     /// [`ModelError`] if a tensor is missing, has another shape, or belongs to nothing that would be computed.
     pub(crate) fn read(
-        gguf: &Gguf<'_>,
+        tensors: &Tensors<'_>,
         config: &LlamaConfig,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader { gguf, progress, state: Mutex::default() };
+        let reader = WeightReader { tensors, progress, state: Mutex::default() };
         let hidden = config.hidden;
         let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
         let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
         let output_norm = reader.vector("output_norm.weight", hidden)?;
-        let output = match gguf.tensor("output.weight") {
-            Some(_) => Some(reader.matrix(&[("output.weight", config.vocabulary)], hidden)?),
-            None => None,
+        let output = match config.tied {
+            true => None,
+            false => Some(reader.matrix(&[("output.weight", config.vocabulary)], hidden)?),
         };
+        if let (Scaling::Factors(_), Some(factors)) = (&config.rope.scaling, tensors.get(ROPE_FACTORS)) {
+            reader.done(factors);
+        }
         reader.check_that_all_were_read()?;
         Ok(Self { embedding, layers, output_norm, output })
     }
@@ -73,6 +89,8 @@ fn read_layer(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> 
     Ok(LayerWeights {
         attention_norm: reader.vector(&name("attn_norm"), hidden)?,
         qkv: reader.matrix(&qkv, hidden)?,
+        qkv_bias: config.qkv_bias.then(|| read_bias(reader, layer, [queries, keys, keys])).transpose()?,
+        head_norms: config.qk_norm.then(|| read_head_norms(reader, config, layer)).transpose()?,
         attention_output: reader.matrix(&[(&name("attn_output"), hidden)], queries)?,
         feed_forward_norm: reader.vector(&name("ffn_norm"), hidden)?,
         gate_up: reader.matrix(&[(&name("ffn_gate"), wide), (&name("ffn_up"), wide)], hidden)?,
@@ -80,8 +98,19 @@ fn read_layer(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> 
     })
 }
 
+fn read_bias(reader: &WeightReader<'_>, layer: usize, widths: [usize; 3]) -> Result<Vec<f32>, ModelError> {
+    let parts = ["attn_q", "attn_k", "attn_v"].into_iter().zip(widths);
+    let parts = parts.map(|(part, width)| reader.vector(&format!("blk.{layer}.{part}.bias"), width));
+    Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+fn read_head_norms(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> Result<HeadNorms, ModelError> {
+    let norm = |part: &str| reader.vector(&format!("blk.{layer}.{part}.weight"), config.head);
+    Ok(HeadNorms { queries: norm("attn_q_norm")?, keys: norm("attn_k_norm")? })
+}
+
 struct WeightReader<'a> {
-    gguf: &'a Gguf<'a>,
+    tensors: &'a Tensors<'a>,
     progress: &'a (dyn Fn(u64) + Sync),
     state: Mutex<ReadSoFar>,
 }
@@ -92,19 +121,17 @@ struct ReadSoFar {
     bytes: u64,
 }
 
-impl<'a> WeightReader<'a> {
+impl WeightReader<'_> {
     /// A tensor of one dimension.
     fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.tensor(name, &[length])?;
-        let mut values = vec![0.0; length];
-        dequantise(tensor, 0, &mut values);
-        self.done(tensor);
+        let values = self.tensors.vector(name, length)?;
+        self.tensors.get(name).into_iter().for_each(|tensor| self.done(tensor));
         Ok(values)
     }
 
     /// Several matrices over the same inputs as one, their outputs in order.
     fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weight, ModelError> {
-        let tensors = parts.iter().map(|&(name, outputs)| self.tensor(name, &[inputs, outputs]));
+        let tensors = parts.iter().map(|&(name, outputs)| self.tensors.shaped(name, &[inputs, outputs]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
         let rows: Vec<_> =
@@ -124,18 +151,6 @@ impl<'a> WeightReader<'a> {
         Ok(Weight::new(packed, inputs, outputs))
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<&'a TensorInfo<'a>, ModelError> {
-        let metadata = &self.gguf.metadata;
-        let Some(tensor) = self.gguf.tensor(name) else {
-            return Err(metadata.inconsistent(format!("the tensor {name:?} is missing")));
-        };
-        if tensor.shape != shape {
-            let problem = format!("the tensor {name:?} has the shape {:?}, not {shape:?}", tensor.shape);
-            return Err(metadata.inconsistent(problem));
-        }
-        Ok(tensor)
-    }
-
     fn done(&self, tensor: &TensorInfo<'_>) {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.names.insert(tensor.name.to_owned());
@@ -146,13 +161,13 @@ impl<'a> WeightReader<'a> {
     /// A tensor that nothing read (a bias, a rope factor) would change what the model computes.
     fn check_that_all_were_read(&self) -> Result<(), ModelError> {
         let state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut left: Vec<_> = self.gguf.tensor_names().filter(|name| !state.names.contains(*name)).collect();
+        let mut left: Vec<_> = self.tensors.names().filter(|name| !state.names.contains(*name)).collect();
         left.sort_unstable();
         match left.first() {
             None => Ok(()),
             Some(name) => {
                 let what = format!("the tensor {name:?} ({} such tensors)", left.len());
-                Err(self.gguf.metadata.unsupported(what, "the tensors of plain Llama models"))
+                Err(ModelError::unsupported(self.tensors.source(), what, "the tensors of the model's own family"))
             }
         }
     }

@@ -1,15 +1,17 @@
 //! The mapped file and its contents.
 
 use std::{
-    collections::HashMap,
     fs::File,
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
 
-use super::{Metadata, TensorInfo, cursor::Cursor, tensors};
-use crate::ModelError;
+use super::{Metadata, cursor::Cursor, tensors};
+use crate::{
+    ModelError,
+    tensors::{Naming, Tensors},
+};
 
 const MAGIC: &[u8] = b"GGUF";
 const SUPPORTED_VERSIONS: &str = "GGUF versions 2 and 3, little-endian";
@@ -47,7 +49,7 @@ impl MappedFile {
 #[derive(Debug)]
 pub(crate) struct Gguf<'a> {
     pub(crate) metadata: Metadata<'a>,
-    tensors: HashMap<&'a str, TensorInfo<'a>>,
+    pub(crate) tensors: Tensors<'a>,
 }
 
 impl<'a> Gguf<'a> {
@@ -67,23 +69,7 @@ impl<'a> Gguf<'a> {
         let metadata = Metadata::read(path, &mut cursor, entry_count)?;
         let alignment = metadata.u32_or_none("general.alignment")?;
         let infos = tensors::read(&mut cursor, tensor_count, alignment, bytes)?;
-        let mut tensors = HashMap::with_capacity(infos.len());
-        for info in infos {
-            let name = info.name;
-            if tensors.insert(name, info).is_some() {
-                return Err(metadata.inconsistent(format!("the tensor {name:?} appears twice")));
-            }
-        }
+        let tensors = Tensors::new(path, Naming::Gguf, infos)?;
         Ok(Self { metadata, tensors })
-    }
-
-    /// A tensor, if it is there.
-    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
-        self.tensors.get(name)
-    }
-
-    /// The names of all tensors.
-    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &'a str> {
-        self.tensors.keys().copied()
     }
 }

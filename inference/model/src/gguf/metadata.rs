@@ -101,9 +101,14 @@ impl<'a> Metadata<'a> {
         Ok(Self { file, entries })
     }
 
-    /// Whether the file has an entry of this name.
-    pub(crate) fn contains(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
+    /// The file that all this comes from.
+    pub(crate) fn file(&self) -> &'a Path {
+        self.file
+    }
+
+    /// The names of all entries.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.entries.keys().copied()
     }
 
     /// A string that must be there.
@@ -149,6 +154,11 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// A finite float that must be there.
+    pub(crate) fn f32(&self, key: &str) -> Result<f32, ModelError> {
+        self.f32_or_none(key)?.ok_or_else(|| self.missing(key))
+    }
+
     /// A boolean, if it is there.
     pub(crate) fn bool_or_none(&self, key: &str) -> Result<Option<bool>, ModelError> {
         match self.entries.get(key) {
@@ -178,12 +188,12 @@ impl<'a> Metadata<'a> {
 
     /// The error for metadata or tensors that contradict each other.
     pub(crate) fn inconsistent(&self, problem: impl Into<String>) -> ModelError {
-        ModelError::Inconsistent { file: self.file.to_path_buf(), problem: problem.into() }
+        ModelError::inconsistent(self.file, problem)
     }
 
     /// The error for a sound file that this build cannot run.
     pub(crate) fn unsupported(&self, what: impl Into<String>, supported: impl Into<String>) -> ModelError {
-        ModelError::Unsupported { file: self.file.to_path_buf(), what: what.into(), supported: supported.into() }
+        ModelError::unsupported(self.file, what, supported)
     }
 
     fn missing(&self, key: &str) -> ModelError {

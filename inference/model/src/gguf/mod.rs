@@ -4,6 +4,7 @@
 //! checked against the file's own length before it is used, and what is kept in memory borrows from the mapped file, so that a
 //! hostile file can cost no more memory than a small multiple of its size.
 
+mod config;
 mod cursor;
 mod file;
 mod metadata;

@@ -39,13 +39,13 @@ fn reads_what_was_written() {
     assert_eq!(metadata.strings("tokenizer.ggml.tokens").expect("strings"), ["a", "b", "ü"]);
     assert_eq!(metadata.integers("tokenizer.ggml.token_type").expect("integers"), [1, 3, -1]);
     assert_eq!(metadata.u32_or_none("absent").expect("absent"), None);
-    let one = gguf.tensor("one").expect("tensor");
+    let one = gguf.tensors.get("one").expect("tensor");
     assert_eq!(one.shape, [4, 2]);
     let mut values = [0.0; 8];
     super::dequantise(one, 0, &mut values);
     assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
-    assert_eq!(gguf.tensor("two").expect("tensor").data, [7; 34]);
-    let mut names: Vec<_> = gguf.tensor_names().collect();
+    assert_eq!(gguf.tensors.get("two").expect("tensor").data, [7; 34]);
+    let mut names: Vec<_> = gguf.tensors.names().collect();
     names.sort_unstable();
     assert_eq!(names, ["one", "two"]);
 }
@@ -165,7 +165,7 @@ fn reads_every_type_as_ggml_does() {
         let file = GgufWriter::default().raw_tensor("t", &[count as u64], kind, data).finish();
         let gguf = parse(&file).expect("parses");
         let mut found = vec![0.0; count];
-        super::dequantise(gguf.tensor("t").expect("tensor"), 0, &mut found);
+        super::dequantise(gguf.tensors.get("t").expect("tensor"), 0, &mut found);
         assert_eq!(found, expected, "type {kind}");
         types += 1;
         rest = after;
@@ -184,7 +184,7 @@ proptest! {
             bytes[at] = value;
         }
         if let Ok(gguf) = parse(&bytes) {
-            for info in gguf.tensor_names().filter_map(|name| gguf.tensor(name)) {
+            for info in gguf.tensors.names().filter_map(|name| gguf.tensors.get(name)) {
                 let blocks = info.data.len() / info.kind.block_bytes();
                 let mut values = vec![0.0; blocks * info.kind.block_values()];
                 super::dequantise(info, 0, &mut values);

@@ -18,6 +18,17 @@ pub(crate) struct HeadCache<'a> {
     pub(crate) keys: &'a [f32],
     pub(crate) values: &'a [f32],
     pub(crate) dimension: usize,
+    /// Positions before this one are not attended to.
+    pub(crate) first: usize,
+}
+
+impl HeadCache<'_> {
+    /// Without the whole blocks of positions that are not attended to.
+    fn from_first_block(self) -> Self {
+        let skipped = self.first / KEY_BLOCK * KEY_BLOCK;
+        let (keys, values) = (&self.keys[skipped * self.dimension..], &self.values[skipped * self.dimension..]);
+        Self { keys, values, first: self.first - skipped, ..self }
+    }
 }
 
 /// Writes one position's key where [`attend`] looks for it.
@@ -28,11 +39,13 @@ pub(crate) fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
     }
 }
 
-/// Attends from the query heads that share one head of the cache over its first `length` positions.
+/// Attends from the query heads that share one head of the cache over its positions up to `length`, not included.
 ///
 /// `queries` and `out` hold the heads one after the other; `scores` is working space.
 pub(crate) fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
     let dimension = cache.dimension;
+    let length = length - cache.first / KEY_BLOCK * KEY_BLOCK;
+    let cache = cache.from_first_block();
     let stride = length.next_multiple_of(KEY_BLOCK);
     scores.resize(MAX_HEADS * stride, 0.0);
     let groups = queries.chunks(MAX_HEADS * dimension).zip(out.chunks_mut(MAX_HEADS * dimension));
@@ -68,7 +81,9 @@ fn attend_heads<const HEADS: usize>(
     score::<HEADS>(queries, cache, stride, scores);
     let scale = 1.0 / (cache.dimension as f32).sqrt();
     for scores in scores.chunks_exact_mut(stride).take(HEADS) {
-        softmax(&mut scores[..length], scale);
+        let (unseen, seen) = scores[..length].split_at_mut(cache.first);
+        unseen.fill(0.0);
+        softmax(seen, scale);
     }
     weigh::<HEADS>(scores, stride, cache, length, out);
 }
@@ -204,7 +219,7 @@ mod tests {
             let queries = values(heads * DIMENSION, heads as f32);
             for length in [1, 2, 15, 16, 17, 31, 32, 33, 95, 96] {
                 let packed = packed_keys(&keys[..length * DIMENSION]);
-                let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION };
+                let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
                 let mut out = vec![0.0; heads * DIMENSION];
                 attend(&queries, cache, length, &mut Vec::new(), &mut out);
                 for (query, out) in queries.chunks_exact(DIMENSION).zip(out.chunks_exact(DIMENSION)) {
@@ -220,7 +235,7 @@ mod tests {
     fn a_head_does_not_depend_on_its_neighbours() {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
         let packed = packed_keys(&keys);
-        let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION };
+        let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
         let queries = values(7 * DIMENSION, 3.0);
         let (mut together, mut alone) = (vec![0.0; 7 * DIMENSION], vec![0.0; 7 * DIMENSION]);
         attend(&queries, cache, 50, &mut Vec::new(), &mut together);
@@ -228,5 +243,21 @@ mod tests {
             attend(query, cache, 50, &mut Vec::new(), out);
         }
         assert_eq!(together, alone);
+    }
+
+    #[test]
+    fn positions_before_the_first_do_not_matter() {
+        let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
+        let query = values(DIMENSION, 5.0);
+        for (first, length) in [(1, 2), (31, 33), (32, 33), (33, 80), (70, 96), (95, 96)] {
+            let packed = packed_keys(&keys);
+            let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first };
+            let mut out = vec![0.0; DIMENSION];
+            attend(&query, cache, length, &mut Vec::new(), &mut out);
+            let (keys, stored) = (&keys[first * DIMENSION..], &stored[first * DIMENSION..]);
+            for (found, exact) in out.iter().zip(reference(&query, keys, stored, length - first)) {
+                assert!((f64::from(*found) - exact).abs() < 5e-6, "from {first} to {length}");
+            }
+        }
     }
 }

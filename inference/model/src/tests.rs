@@ -1,5 +1,7 @@
 //! Loads small made-up models: whole ones, contradictory ones and damaged ones.
 
+mod tokenizers;
+
 use std::{fs, path::Path};
 
 use parlance_inference_engine::{ChatMessage, ChatRole, EngineError, LaneInput, TextCodec, TokenModel};
@@ -201,7 +203,7 @@ fn refuses_models_that_do_not_fit_together() {
     let experts = refusal(metadata().u32("llama.expert_count", 8));
     assert!(experts.contains("a mixture of experts is not supported"), "{experts}");
     let scaling = refusal(metadata().string("llama.rope.scaling.type", "yarn"));
-    assert!(scaling.contains("\"yarn\" is not supported"), "{scaling}");
+    assert!(scaling.contains("\"yarn\" (\"llama.rope.scaling.type\") is not supported"), "{scaling}");
     let head = refusal(metadata().u32("llama.attention.key_length", 20));
     assert!(head.contains("the head width 20 is not supported"), "{head}");
     let bos = refusal(tensors(metadata().u32("tokenizer.ggml.bos_token_id", 9_999), ""));

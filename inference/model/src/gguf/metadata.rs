@@ -186,6 +186,15 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// An array of floats that must be there.
+    pub(crate) fn floats(&self, key: &str) -> Result<&[f64], ModelError> {
+        match self.entries.get(key) {
+            None => Err(self.missing(key)),
+            Some(Value::Floats(floats)) => Ok(floats),
+            Some(other) => Err(self.wrong_kind(key, other, "an array of floats")),
+        }
+    }
+
     /// The error for metadata or tensors that contradict each other.
     pub(crate) fn inconsistent(&self, problem: impl Into<String>) -> ModelError {
         ModelError::inconsistent(self.file, problem)

@@ -50,6 +50,12 @@ impl GgufWriter {
         self.entry(key, 9, &bytes)
     }
 
+    pub(crate) fn f32s(self, key: &str, values: &[f32]) -> Self {
+        let mut bytes = array_header(6, values.len());
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self.entry(key, 9, &bytes)
+    }
+
     /// A tensor of f32 values; `shape` is fastest first.
     pub(crate) fn tensor(self, name: &str, shape: &[u64], values: &[f32]) -> Self {
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

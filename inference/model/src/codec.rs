@@ -4,7 +4,7 @@ use std::path::Path;
 
 use parlance_inference_engine::{ChatMessage, ChatRole, EngineError, ReplicaInfo, TextCodec, TokenId};
 
-use crate::{ModelError, gguf::Metadata, template::ChatTemplate, tokenizer::Tokenizer};
+use crate::{ModelError, template::ChatTemplate, tokenizer::Tokenizer};
 
 /// The tokenizer and chat template of a model.
 pub struct ChatCodec {
@@ -49,21 +49,19 @@ impl TextCodec for ChatCodec {
     }
 }
 
-/// Builds the tokenizer and the chat template that `metadata` describes, and tries them on one message.
+/// Compiles the chat template `source` of the model in `file`, and tries it on one message.
 ///
 /// # Errors
 ///
-/// [`ModelError`] if either is missing, of an unsupported kind or unusable.
-pub(crate) fn read(file: &Path, metadata: &Metadata<'_>) -> Result<(Tokenizer, ChatTemplate), ModelError> {
-    let tokenizer = Tokenizer::from_metadata(metadata)?;
-    let source = metadata.string("tokenizer.chat_template")?;
+/// [`ModelError::Inconsistent`] if it does not compile or fails.
+pub(crate) fn template(file: &Path, source: &str, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {
     let control = tokenizer.control_texts().map(str::to_owned).collect();
-    let inconsistent = |problem| ModelError::Inconsistent { file: file.to_path_buf(), problem };
+    let inconsistent = |problem: String| ModelError::inconsistent(file, problem);
     let template =
         ChatTemplate::new(source, control, tokenizer.bos_text(), tokenizer.eos_text()).map_err(inconsistent)?;
     let probe = ChatMessage { role: ChatRole::User, content: "Hello" };
     template
         .render(std::slice::from_ref(&probe))
         .map_err(|problem| inconsistent(format!("its chat template fails on a greeting: {problem}")))?;
-    Ok((tokenizer, template))
+    Ok(template)
 }

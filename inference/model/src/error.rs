@@ -74,6 +74,14 @@ pub enum ModelError {
         /// What would be.
         supported: String,
     },
+    /// The file is not JSON, or not of the kind that belongs there.
+    #[error("{} is not the JSON that it should be; fetch the file again", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
     /// The lanes and context asked for cannot be had.
     #[error("{problem}; ask for fewer lanes or a shorter context")]
     Capacity {

@@ -1,8 +1,10 @@
-//! Llama-architecture models read from GGUF files and run by burn: weights, tokenizer, chat template, forward pass.
+//! Models of Llama's architecture and its relatives, read from GGUF files or safetensors directories and run by burn: weights,
+//! tokenizer, chat template, forward pass.
 //!
-//! [`load`] turns a file into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot operations have one
+//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot operations have one
 //! door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
 
+mod checkpoint;
 mod codec;
 mod config;
 mod device;
@@ -14,6 +16,7 @@ mod llama;
 mod load;
 mod ops;
 mod rope;
+mod source;
 mod template;
 mod tensors;
 #[cfg(test)]

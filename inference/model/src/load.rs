@@ -3,14 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
-use sha2::{Digest, Sha256};
 
-use crate::{
-    ChatCodec, DeviceChoice, LlamaModel, ModelError, codec,
-    gguf::{Gguf, MappedFile},
-    kv::KvCache,
-    weights::Weights,
-};
+use crate::{ChatCodec, DeviceChoice, LlamaModel, ModelError, kv::KvCache, source::Source, weights::Weights};
 
 /// The kernel set and precision. Changes whenever the order or rounding of any computation does.
 const NUMERICS: &str = "f32-1";
@@ -75,7 +69,7 @@ pub struct LoadedModel {
     pub codec: Arc<ChatCodec>,
 }
 
-/// Loads the model in the GGUF file `source` and runs its first steps. `progress` may be called from any thread.
+/// Loads the model in `source`, a GGUF file or a directory of safetensors files as transformers writes it, and runs its first steps. `progress` may be called from any thread.
 ///
 /// # Errors
 ///
@@ -85,13 +79,13 @@ pub fn load(
     options: &LoadOptions,
     progress: &(dyn Fn(LoadProgress) + Sync),
 ) -> Result<LoadedModel, ModelError> {
-    let file = MappedFile::open(source)?;
-    let total_bytes = file.bytes().len() as u64;
+    let source = Source::open(source)?;
+    let total_bytes = source.bytes();
     let report = |stage, done_bytes| progress(LoadProgress { stage, done_bytes, total_bytes });
     report(LoadStage::Description, 0);
     let device = options.device.open();
-    let gguf = Gguf::parse(file.path(), file.bytes())?;
-    let config = gguf.config()?;
+    let description = source.describe()?;
+    let config = description.config.clone();
     if options.lanes == 0 || options.context_tokens == 0 {
         return Err(ModelError::Capacity { problem: "a model needs at least one lane and one token".to_owned() });
     }
@@ -100,13 +94,8 @@ pub fn load(
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.
     let (digest, (text, weights)) = rayon::join(
-        || hex(&Sha256::digest(file.bytes())),
-        || {
-            rayon::join(
-                || codec::read(file.path(), &gguf.metadata),
-                || Weights::read(&gguf.tensors, &config, &on_weights),
-            )
-        },
+        || source.digest(),
+        || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, &on_weights)),
     );
     let (tokenizer, template) = text?;
     let mut model = LlamaModel::new(config, device, weights?, cache, options.lanes, context);
@@ -121,16 +110,14 @@ pub fn load(
     Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })
 }
 
-/// Reads the description of the model in the GGUF file `source` and none of its weights: takes milliseconds, and finds files that
+/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes milliseconds, and finds files that
 /// are cut short, damaged or of a kind that this build cannot run.
 ///
 /// # Errors
 ///
 /// [`ModelError`], as [`load`] would give it.
 pub fn inspect(source: &Path) -> Result<(), ModelError> {
-    let file = MappedFile::open(source)?;
-    let gguf = Gguf::parse(file.path(), file.bytes())?;
-    gguf.config().map(drop)
+    Source::open(source)?.describe().map(drop)
 }
 
 /// Prefills and decodes once, so that the first request finds threads and memory in place.
@@ -146,8 +133,4 @@ fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
         }
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

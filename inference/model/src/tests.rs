@@ -1,5 +1,7 @@
 //! Loads small made-up models: whole ones, contradictory ones and damaged ones.
 
+mod directories;
+mod families;
 mod tokenizers;
 
 use std::{fs, path::Path};
@@ -230,7 +232,7 @@ fn refuses_what_is_no_file() {
     assert!(
         refused(Path::new("/nonexistent/model.gguf")).is_some_and(|error| error.contains("/nonexistent/model.gguf"))
     );
-    assert!(refused(&std::env::temp_dir()).is_some_and(|error| error.contains("not a regular file")));
+    assert!(refused(&std::env::temp_dir()).is_some_and(|error| error.contains("the file \"config.json\" is missing")));
     let empty = load_bytes(&[], &options(1)).err().map(|error| error.to_string());
     assert!(empty.is_some_and(|error| error.contains("it is empty")));
 }

@@ -90,10 +90,14 @@ fn decode(tokenizer: &Tokenizer, ids: &[TokenId]) -> String {
 fn every_listed_tokenizer_agrees_with_the_reference() {
     let Fixture { texts, gguf, .. } = fixture();
     assert_eq!((gguf.len(), texts.len() > 120), (6, true));
-    for listed in gguf {
+    let mut wrong = Vec::new();
+    for listed in &gguf {
         let tokenizer = from_gguf(listed.writer()).unwrap_or_else(|error| panic!("{error}"));
         for (text, ids) in texts.iter().zip(&listed.ids) {
-            assert_eq!(&encode(&tokenizer, text), ids, "{}: {text:?}", listed.name);
+            if encode(&tokenizer, text) != *ids {
+                wrong.push((&listed.name, text));
+                continue;
+            }
             let decoded = decode(&tokenizer, ids);
             match listed.name.as_str() {
                 "llama" if !text.is_empty() => assert_eq!(decoded, format!(" {}", text.replace('\u{2581}', " "))),
@@ -103,6 +107,7 @@ fn every_listed_tokenizer_agrees_with_the_reference() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ enum Encoder {
         later: Option<Box<Bpe>>,
     },
     /// By the scores of SentencePiece's pieces.
-    Pieces(Pieces),
+    Pieces(Box<Pieces>),
 }
 
 impl Encoder {

@@ -41,7 +41,7 @@ pub(crate) struct Overrides {
     /// Where `parlance model fetch` keeps weights [default: usually ~/.local/share/parlance/models]
     #[arg(long, value_name = "DIR")]
     pub(crate) model_dir: Option<PathBuf>,
-    /// The model named `default`: a fetched one by name, a GGUF file by path, or scripted:ttft_ms=20,token_ms=5
+    /// The model named `default`: a fetched one by name, a GGUF file or a directory by path, or scripted:ttft_ms=20,token_ms=5
     #[arg(long, value_name = "NAME|PATH|scripted:…")]
     pub(crate) model: Option<String>,
     /// This node's name [default: the host's name]

@@ -36,7 +36,7 @@ pub(crate) fn fetch(source: &ModelSource, model_dir: &Path, sha256: Option<&str>
         other => Err(Failure::usage(
             format!("`{other}` is nothing that can be fetched"),
             format!(
-                "Fetch {DEFAULT_NAME} or hf:OWNER/REPO/FILE.gguf; a GGUF file of your own needs no fetching: `parlance up --model PATH`"
+                "Fetch {DEFAULT_NAME} or hf:OWNER/REPO/FILE.gguf; a GGUF file or a directory of your own needs no fetching: `parlance up --model PATH`"
             ),
         )),
     }

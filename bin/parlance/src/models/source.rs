@@ -13,12 +13,15 @@ use parlance_inference_engine::ScriptedOptions;
 use super::{GGUF_MAGIC, hub::HubFile, weights_path};
 use crate::failure::Failure;
 
+/// What a model's directory must have.
+const DIRECTORY: &str = "config.json, tokenizer.json, tokenizer_config.json and the model's safetensors files";
+
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModelSource {
     /// The scripted model with its settings: `scripted:ttft_ms=20,token_ms=5`.
     Scripted(String),
-    /// A GGUF file by its path.
+    /// A GGUF file, or a directory of safetensors files, by its path.
     Path(PathBuf),
     /// A fetched model by its name.
     Named(String),
@@ -45,8 +48,8 @@ impl FromStr for ModelSource {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if text.is_empty() || text.starts_with('.') || !text.chars().all(allowed) {
             return Err(
-                "is no model. Give a fetched model's name, the path of a GGUF file, hf:OWNER/REPO/FILE.gguf or \
-                        scripted:ttft_ms=20,token_ms=5"
+                "is no model. Give a fetched model's name, the path of a GGUF file or of a model's directory (./NAME), \
+                 hf:OWNER/REPO/FILE.gguf or scripted:ttft_ms=20,token_ms=5"
                     .to_owned(),
             );
         }
@@ -70,9 +73,9 @@ impl fmt::Display for ModelSource {
 pub(crate) enum Weights {
     /// No weights: the scripted model with its settings.
     Scripted(String),
-    /// A GGUF file, and what its model is called.
+    /// A GGUF file or a directory, and what its model is called.
     File {
-        /// The model's own name: the file's without its ending.
+        /// The model's own name: the file's without its ending, or the directory's.
         name: String,
         /// Where it lies.
         path: PathBuf,
@@ -84,11 +87,14 @@ impl ModelSource {
     ///
     /// # Errors
     ///
-    /// Exit code 2 if there is no such file or it is not a GGUF, with the command that gets it.
+    /// Exit code 2 if there is no such file, or it is neither a GGUF nor a model's directory, with the command that gets it.
     pub(crate) fn resolve(&self, model_dir: &Path) -> Result<Weights, Failure> {
         let (path, remedy) = match self {
             Self::Scripted(reference) => return Ok(Weights::Scripted(reference.clone())),
-            Self::Path(path) => (path.clone(), "Give the path of a GGUF file".to_owned()),
+            Self::Path(path) if path.is_dir() => return self.resolve_directory(path),
+            Self::Path(path) => {
+                (path.clone(), format!("Give the path of a GGUF file, or of a directory with {DIRECTORY}"))
+            }
             Self::Named(name) if name == super::DEFAULT_NAME => {
                 (weights_path(model_dir, name), "Get it with `parlance model fetch`".to_owned())
             }
@@ -104,6 +110,27 @@ impl ModelSource {
             .map_err(|problem| Failure::usage(format!("model `{self}`: {} {problem}", path.display()), remedy))?;
         let name = path.file_stem().map_or_else(|| self.to_string(), |stem| stem.to_string_lossy().into_owned());
         Ok(Weights::File { name, path })
+    }
+
+    fn resolve_directory(&self, path: &Path) -> Result<Weights, Failure> {
+        let weights = ["model.safetensors", "model.safetensors.index.json"];
+        let has = |name: &str| path.join(name).is_file();
+        let missing =
+            match ["config.json", "tokenizer.json", "tokenizer_config.json"].into_iter().find(|name| !has(name)) {
+                None if weights.into_iter().any(has) => None,
+                None => Some("neither model.safetensors nor model.safetensors.index.json".to_owned()),
+                Some(name) => Some(format!("no {name}")),
+            };
+        if let Some(missing) = missing {
+            return Err(Failure::usage(
+                format!("model `{self}`: the directory {} has {missing}", path.display()),
+                format!("Give the path of a GGUF file, or of a directory with {DIRECTORY}"),
+            ));
+        }
+        // A path such as `.` has no name of its own.
+        let named = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let name = named.file_name().map_or_else(|| self.to_string(), |name| name.to_string_lossy().into_owned());
+        Ok(Weights::File { name, path: path.to_path_buf() })
     }
 }
 
@@ -157,7 +184,31 @@ mod tests {
             let refused = ModelSource::Path(path).resolve(dir.path()).expect_err("not a GGUF");
             assert!(refused.lines[0].contains("is not a GGUF file"), "{:?}", refused.lines);
         }
-        let refused = ModelSource::Path(dir.path().to_owned()).resolve(dir.path()).expect_err("a directory");
-        assert!(refused.lines[0].contains("directory"), "{:?}", refused.lines);
+        let file = ModelSource::Path(dir.path().join("none.gguf")).resolve(dir.path()).expect_err("no file");
+        assert!(
+            file.lines[0].contains("does not exist") && file.lines[0].contains("or of a directory with config.json")
+        );
+    }
+
+    #[test]
+    fn directories_are_models_once_they_are_whole() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let model = dir.path().join("Qwen2.5-0.5B-Instruct");
+        std::fs::create_dir(&model).expect("created");
+        let resolve = || ModelSource::Path(model.clone()).resolve(dir.path());
+        let files = [
+            ("config.json", "has no config.json"),
+            ("tokenizer.json", "has no tokenizer.json"),
+            ("tokenizer_config.json", "has no tokenizer_config.json"),
+            ("model.safetensors", "has neither model.safetensors nor model.safetensors.index.json"),
+        ];
+        for (file, missing) in files {
+            let refused = resolve().expect_err("it is not whole");
+            assert!(refused.lines[0].contains(missing), "{:?}", refused.lines);
+            assert!(refused.lines[0].contains("Give the path of a GGUF file, or of a directory with config.json"));
+            std::fs::write(model.join(file), "").expect("written");
+        }
+        let whole = Weights::File { name: "Qwen2.5-0.5B-Instruct".to_owned(), path: model.clone() };
+        assert_eq!(resolve().ok(), Some(whole));
     }
 }

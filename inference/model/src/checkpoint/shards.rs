@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
@@ -100,12 +100,12 @@ pub(super) fn open(directory: &Path) -> Result<Vec<Shard>, ModelError> {
     Ok(shards)
 }
 
-fn read_index(directory: &Path, path: &PathBuf) -> Result<Index, ModelError> {
+fn read_index(directory: &Path, path: &Path) -> Result<Index, ModelError> {
     let file = map(directory, INDEX)?;
     if file.bytes().len() > MAX_DESCRIPTION_BYTES {
         return Err(ModelError::inconsistent(path, format!("it is longer than {MAX_DESCRIPTION_BYTES} bytes")));
     }
-    serde_json::from_slice(file.bytes()).map_err(|source| ModelError::Json { file: path.clone(), source })
+    serde_json::from_slice(file.bytes()).map_err(|source| ModelError::Json { file: path.to_path_buf(), source })
 }
 
 /// Whether `name` can only be a file of the same directory.
@@ -119,7 +119,7 @@ fn check_index(path: &Path, index: &Index, shards: &[Shard]) -> Result<(), Model
     let by_file: BTreeMap<_, _> = shards.iter().map(|shard| (shard.file.path().file_name(), shard)).collect();
     for (tensor, file) in &index.weight_map {
         let shard = by_file.get(&Some(std::ffi::OsStr::new(file)));
-        if !shard.is_some_and(|shard| shard.metadata.info(tensor).is_some()) {
+        if shard.is_none_or(|shard| shard.metadata.info(tensor).is_none()) {
             let problem = format!("the tensor {tensor:?} is not in {file:?}, where the index says");
             return Err(ModelError::inconsistent(path, problem));
         }

@@ -24,7 +24,7 @@ pub(crate) struct HeadCache<'a> {
 
 impl HeadCache<'_> {
     /// Without the whole blocks of positions that are not attended to.
-    fn from_first_block(self) -> Self {
+    fn without_unseen_blocks(self) -> Self {
         let skipped = self.first / KEY_BLOCK * KEY_BLOCK;
         let (keys, values) = (&self.keys[skipped * self.dimension..], &self.values[skipped * self.dimension..]);
         Self { keys, values, first: self.first - skipped, ..self }
@@ -45,7 +45,7 @@ pub(crate) fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
 pub(crate) fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
     let dimension = cache.dimension;
     let length = length - cache.first / KEY_BLOCK * KEY_BLOCK;
-    let cache = cache.from_first_block();
+    let cache = cache.without_unseen_blocks();
     let stride = length.next_multiple_of(KEY_BLOCK);
     scores.resize(MAX_HEADS * stride, 0.0);
     let groups = queries.chunks(MAX_HEADS * dimension).zip(out.chunks_mut(MAX_HEADS * dimension));

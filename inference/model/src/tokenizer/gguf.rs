@@ -55,7 +55,7 @@ impl Tokenizer {
         let vocabulary = Vocabulary::read(metadata)?;
         let (encoder, spelling, leads) = match metadata.string("tokenizer.ggml.model")? {
             "gpt2" => byte_level(&vocabulary)?,
-            "llama" => (Encoder::Pieces(vocabulary.pieces()?), Spelling::Pieces, true),
+            "llama" => (Encoder::Pieces(Box::new(vocabulary.pieces()?)), Spelling::Pieces, true),
             other => {
                 let supported = "gpt2 (byte-level BPE), llama (SentencePiece BPE)";
                 return Err(metadata.unsupported(format!("the tokenizer {other:?}"), supported));

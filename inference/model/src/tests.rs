@@ -206,6 +206,14 @@ fn refuses_models_that_do_not_fit_together() {
     assert!(experts.contains("a mixture of experts is not supported"), "{experts}");
     let scaling = refusal(metadata().string("llama.rope.scaling.type", "yarn"));
     assert!(scaling.contains("\"yarn\" (\"llama.rope.scaling.type\") is not supported"), "{scaling}");
+    let head = refusal(metadata().u32("llama.attention.key_length", 20));
+    assert!(head.contains("the head width 20 is not supported"), "{head}");
+    let bos = refusal(tensors(metadata().u32("tokenizer.ggml.bos_token_id", 9_999), ""));
+    assert!(bos.contains("\"tokenizer.ggml.bos_token_id\" is 9999, but there are 259 tokens"), "{bos}");
+}
+
+#[test]
+fn refuses_keys_it_does_not_know_and_factors_that_make_no_sense() {
     let key = refusal(metadata().f32("llama.logit_scale", 0.5));
     assert!(key.contains("the metadata entry \"llama.logit_scale\" is not supported; supported: attention."), "{key}");
     let factors = refusal(tensors(metadata(), "").tensor("rope_freqs.weight", &[16], &[0.0; 16]));
@@ -218,10 +226,6 @@ fn refuses_models_that_do_not_fit_together() {
     assert!(negative.contains("the rope scaling's factors make no sense"), "{negative}");
     let window = refusal(tensors(metadata().u32("llama.attention.sliding_window", 0), ""));
     assert!(window.contains("the sliding window must be positive"), "{window}");
-    let head = refusal(metadata().u32("llama.attention.key_length", 20));
-    assert!(head.contains("the head width 20 is not supported"), "{head}");
-    let bos = refusal(tensors(metadata().u32("tokenizer.ggml.bos_token_id", 9_999), ""));
-    assert!(bos.contains("\"tokenizer.ggml.bos_token_id\" is 9999, but there are 259 tokens"), "{bos}");
 }
 
 #[test]

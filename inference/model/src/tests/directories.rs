@@ -1,7 +1,8 @@
 //! Directories that are damaged, contradictory or hostile.
 
-use std::fs;
+use std::{fs, sync::LazyLock};
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{families::assembled, options};
@@ -163,4 +164,32 @@ fn refuses_an_index_that_leads_elsewhere() {
     assert!(moved.contains("\"lm_head.weight\" is not in \"model-00001-of-00004.safetensors\""), "{moved}");
     let shapeless = index(|index| index["weight_map"] = json!(7));
     assert!(shapeless.contains("is not the JSON that it should be"), "{shapeless}");
+}
+
+/// The directory that [`damaged_directories_never_panic`] damages and mends.
+static DAMAGED: LazyLock<tempfile::TempDir> = LazyLock::new(|| assembled("qwen3"));
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn damaged_directories_never_panic(
+        file in prop::sample::select(vec![
+            "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json",
+            "model-00001-of-00004.safetensors",
+        ]),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let path = DAMAGED.path().join(file);
+        let whole = fs::read(&path).expect("read");
+        let mut bytes = whole.clone();
+        // Most of a container is weights; what matters is before them.
+        let description = bytes.len().min(3_000);
+        for (place, value) in flips {
+            bytes[place.index(description)] = value;
+        }
+        fs::write(&path, &bytes).expect("written");
+        let _ = load(DAMAGED.path(), &options(1), &|_| {});
+        fs::write(&path, &whole).expect("written");
+    }
 }

@@ -24,6 +24,8 @@ use crate::{ModelError, gguf::Metadata};
 /// The pre-tokenizers that are built in, as `tokenizer.ggml.pre` names them. Names and meanings are llama.cpp's (`llama-vocab.cpp`);
 /// `default` is what a file without the entry gets.
 const SUPPORTED_PRE: &str = "default, gpt-2, llama-bpe, qwen2, smollm";
+/// What files call the way Llama 3 cuts text; the last two are from before they agreed.
+const LLAMA3_NAMES: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
 /// How Llama 3 cuts text: contractions, words with one character before them, up to three digits, runs of symbols, line ends, spaces.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// As Llama 3, but every digit alone.
@@ -177,7 +179,7 @@ impl<'a> Vocabulary<'a> {
 /// Byte-level BPE, and whether prompts begin with a token of their own where the file does not say.
 fn byte_level(vocabulary: &Vocabulary<'_>) -> Result<(Encoder, Spelling, bool), ModelError> {
     let pre = vocabulary.metadata.string_or_none("tokenizer.ggml.pre")?.unwrap_or("default");
-    let is_llama3 = pre == "llama-bpe";
+    let is_llama3 = LLAMA3_NAMES.contains(&pre);
     // Llama 3 takes a word that is a token as it is, whatever its merges say.
     let mut bpe = Bpe::new(vocabulary.bpe(is_llama3)?);
     bpe.with_pre_tokenizer(Some(pre_tokenizer(vocabulary.metadata, pre)?));
@@ -200,7 +202,7 @@ fn pre_tokenizer(metadata: &Metadata<'_>, pre: &str) -> Result<PreTokenizerWrapp
     let steps = match pre {
         "gpt-2" => vec![gpt2],
         "smollm" => vec![Digits::new(true).into(), gpt2],
-        "llama-bpe" => vec![words(LLAMA3_WORDS)?, spell],
+        _ if LLAMA3_NAMES.contains(&pre) => vec![words(LLAMA3_WORDS)?, spell],
         "qwen2" => vec![words(QWEN2_WORDS)?, spell],
         "default" => {
             let steps = DEFAULT_WORDS.map(words).into_iter().chain([Ok(spell)]);

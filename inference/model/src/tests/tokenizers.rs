@@ -183,6 +183,9 @@ fn refuses_tokenizers_that_it_cannot_follow() {
     };
     assert!(changed(|d| drop(d.remove("model"))).contains("it has no model"));
     assert!(changed(|d| d["model"]["type"] = json!("Unigram")).contains("\"Unigram\" is not supported"));
+    assert!(changed(|d| d["normalizer"] = json!({"type": "Precompiled"})).contains("the normalizer \"Precompiled\""));
+    let cut = changed(|d| d["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}]}));
+    assert!(cut.contains("the pre_tokenizer \"Whitespace\" is not supported; supported: ByteLevel"), "{cut}");
     assert!(changed(|d| d["decoder"] = json!(null)).contains("its decoder is not supported"));
     assert!(changed(|d| d["added_tokens"][0]["lstrip"] = json!(true)).contains("takes spaces beside it"));
     assert!(changed(|d| d["added_tokens"][0]["id"] = json!(1)).contains("have the same number 1"));

@@ -15,6 +15,11 @@ use super::{
     control_tokens, end_tokens,
 };
 
+/// What is done to text before it is cut, as far as the supported families need it.
+const NORMALIZERS: [&str; 3] = ["NFC", "Prepend", "Replace"];
+/// How text is cut, as far as the supported families need it.
+const PRE_TOKENIZERS: [&str; 4] = ["ByteLevel", "Digits", "Metaspace", "Split"];
+
 /// A token that is found before ordinary text is cut.
 #[derive(Debug, Clone, Deserialize)]
 struct Added {
@@ -55,6 +60,8 @@ impl JsonTokenizer {
     /// What is wrong with it or not supported.
     pub(crate) fn read(mut description: Map<String, Value>) -> Result<Self, String> {
         let spelling = spelling(&description)?;
+        check_steps(&description, "normalizer", "normalizers", &NORMALIZERS)?;
+        check_steps(&description, "pre_tokenizer", "pretokenizers", &PRE_TOKENIZERS)?;
         let added = description.insert("added_tokens".to_owned(), json!([])).unwrap_or(json!([]));
         let added: Vec<Added> = serde_json::from_value(added).map_err(|error| format!("added_tokens: {error}"))?;
         if let Some(token) = added.iter().find(|token| token.single_word || token.lstrip || token.rstrip) {
@@ -167,6 +174,16 @@ fn spelling(description: &Map<String, Value>) -> Result<Spelling, String> {
         Ok(Spelling::Pieces)
     } else {
         Err("its decoder is not supported; supported: ByteLevel, ByteFallback, Metaspace".to_owned())
+    }
+}
+
+/// Refuses steps of other kinds than `supported`. There may be none.
+fn check_steps(description: &Map<String, Value>, key: &str, plural: &str, supported: &[&str]) -> Result<(), String> {
+    let Some(step) = description.get(key).filter(|step| !step.is_null()) else { return Ok(()) };
+    let kinds = steps(step, plural).map(|step| step.get("type").and_then(Value::as_str).unwrap_or_default());
+    match kinds.into_iter().find(|kind| !supported.contains(kind)) {
+        None => Ok(()),
+        Some(kind) => Err(format!("the {key} {kind:?} is not supported; supported: {}", supported.join(", "))),
     }
 }
 

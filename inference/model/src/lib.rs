@@ -1,8 +1,8 @@
 //! Models of Llama's architecture and its relatives, read from GGUF files or safetensors directories and run by burn: weights,
 //! tokenizer, chat template, forward pass.
 //!
-//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot operations have one
-//! door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
+//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot
+//! operations have one door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
 
 mod checkpoint;
 mod codec;

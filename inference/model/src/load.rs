@@ -69,7 +69,8 @@ pub struct LoadedModel {
     pub codec: Arc<ChatCodec>,
 }
 
-/// Loads the model in `source`, a GGUF file or a directory of safetensors files as transformers writes it, and runs its first steps. `progress` may be called from any thread.
+/// Loads the model in `source`, a GGUF file or a directory of safetensors files as transformers writes it, and runs its first steps.
+/// `progress` may be called from any thread.
 ///
 /// # Errors
 ///
@@ -110,8 +111,8 @@ pub fn load(
     Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })
 }
 
-/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes milliseconds, and finds files that
-/// are cut short, damaged or of a kind that this build cannot run.
+/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, and finds
+/// files that are cut short, damaged or of a kind that this build cannot run.
 ///
 /// # Errors
 ///

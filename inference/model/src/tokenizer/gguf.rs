@@ -87,7 +87,8 @@ impl<'a> Vocabulary<'a> {
             return Err(metadata.inconsistent(format!("{} tokens have {} types", tokens.len(), types.len())));
         }
         let kinds = types.iter().zip(tokens).map(|(number, text)| match number {
-            1 => Ok(Kind::Text),
+            // Old files leave the type of ordinary tokens open.
+            0 | 1 => Ok(Kind::Text),
             // Unknown and control tokens.
             2 | 3 => Ok(Kind::Control),
             4 => Ok(Kind::Verbatim),

@@ -2,6 +2,7 @@
 
 mod directories;
 mod families;
+mod templates;
 mod tokenizers;
 
 use std::{fs, path::Path};

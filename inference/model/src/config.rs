@@ -1,9 +1,10 @@
 //! The shape of a Llama-architecture model, read from metadata and checked before anything is computed with it.
 
+use parlance_inference_kernels::attention::VALUE_BLOCK;
+
 use crate::{
     ModelError,
     gguf::{Gguf, Metadata},
-    kernels::attention::VALUE_BLOCK,
 };
 
 const ARCHITECTURE: &str = "llama";

@@ -8,11 +8,11 @@ mod config;
 mod device;
 mod error;
 mod gguf;
-mod kernels;
 mod kv;
 mod llama;
 mod load;
 mod ops;
+mod precision;
 mod rope;
 mod template;
 #[cfg(test)]
@@ -25,3 +25,4 @@ pub use device::DeviceChoice;
 pub use error::ModelError;
 pub use llama::LlamaModel;
 pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use precision::Precision;

@@ -82,6 +82,13 @@ impl<'a> Gguf<'a> {
         self.tensors.get(name)
     }
 
+    /// Whether the file spends hardly more than 8 bits on a value.
+    pub(crate) fn is_quantised(&self) -> bool {
+        let values: usize = self.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        let bytes: usize = self.tensors.values().map(|tensor| tensor.data.len()).sum();
+        bytes.saturating_mul(8) <= values.saturating_mul(9)
+    }
+
     /// The names of all tensors.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &'a str> {
         self.tensors.keys().copied()

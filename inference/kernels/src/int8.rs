@@ -15,7 +15,7 @@ mod dot;
 mod quantise;
 
 use self::quantise::Rows;
-use crate::panels::{PANEL, by_panels};
+use crate::panels::{PANEL, share};
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 64;
@@ -100,10 +100,10 @@ impl Int8Matrix {
         assert!(self.inputs > 0 && x.len().is_multiple_of(self.inputs), "whole rows");
         let x = Rows::quantise(x, self.inputs);
         let groups = x.groups();
-        by_panels(x.count(), self.outputs, x.count() * groups * GROUP_BYTES, |number, out| {
+        share(x.count(), self.outputs, groups * GROUP_BYTES, |number, rows, out| {
             let weights = &self.weights[number * groups * GROUP_BYTES..][..groups * GROUP_BYTES];
             let scales = &self.scales[number * groups * PANEL..][..groups * PANEL];
-            dot::multiply_panel(&x, weights, scales, out);
+            dot::multiply_panel(&x, rows.start, weights, scales, out);
         })
     }
 }

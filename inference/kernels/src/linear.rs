@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use crate::{
-    panels::{self, by_panels},
+    panels::{self, share},
     simd::{LANES, Lanes, fma, has_avx512, vectorised},
 };
 
@@ -19,8 +19,6 @@ pub const PANEL: usize = panels::PANEL;
 const TILE_ROWS: usize = 6;
 /// Rows per tile with fewer or smaller registers.
 const SMALL_TILE_ROWS: usize = 3;
-/// Rows whose inputs stay in the second-level cache while a thread's panels pass by; whole tiles of either size.
-const BLOCK_ROWS: usize = 120;
 
 /// How many values `outputs` × `inputs` weights have when packed.
 pub fn packed_len(outputs: usize, inputs: usize) -> usize {
@@ -50,11 +48,9 @@ pub fn linear(x: &[f32], packed: &[f32], inputs: usize, outputs: usize) -> Vec<f
     let rows = x.len() / inputs;
     let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
     let x = tiled(x, inputs, tile_rows);
-    by_panels(rows, outputs, rows * inputs * PANEL, |number, out| {
+    share(rows, outputs, inputs * PANEL, |number, rows, out| {
         let panel = &packed[number * PANEL * inputs..][..PANEL * inputs];
-        for (x, out) in x.chunks(BLOCK_ROWS * inputs).zip(out.chunks_mut(BLOCK_ROWS * PANEL)) {
-            multiply_panel(x, inputs, tile_rows, panel, out);
-        }
+        multiply_panel(&x[rows.start * inputs..rows.end * inputs], inputs, tile_rows, panel, out);
     })
 }
 
@@ -138,7 +134,7 @@ mod tests {
     #[test]
     fn equals_the_scalar_reference_bit_for_bit_at_every_shape() {
         for (rows, inputs, outputs) in
-            [(1, 5, 1), (2, 32, 31), (3, 64, 32), (7, 33, 65), (8, 96, 100), (29, 40, 96), (300, 16, 40)]
+            [(1, 5, 1), (2, 32, 31), (3, 64, 32), (7, 33, 65), (8, 96, 100), (29, 40, 96), (193, 24, 70), (300, 16, 40)]
         {
             let (x, weights) = (values(rows * inputs, 0.5), values(outputs * inputs, 7.0));
             let found = linear(&x, &packed(&weights, inputs), inputs, outputs);

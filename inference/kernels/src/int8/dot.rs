@@ -10,24 +10,24 @@ use crate::{panels::PANEL, simd::vectorised};
 /// Rows whose sums are in registers at once: with more than six, two registers of whole sums and two of floats each do not fit.
 const TILE_ROWS: usize = 6;
 
-/// Multiplies all rows with one panel; `out` is `[row][PANEL]`.
-pub(super) fn multiply_panel(x: &Rows, weights: &[u8], scales: &[f32], out: &mut [f32]) {
+/// Multiplies rows from `first` on with one panel, as many as `out` has: `[row][PANEL]`.
+pub(super) fn multiply_panel(x: &Rows, first: usize, weights: &[u8], scales: &[f32], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if has_vnni() {
         // SAFETY: the processor has the features.
-        return unsafe { vnni::multiply_panel(x, weights, scales, out) };
+        return unsafe { vnni::multiply_panel(x, first, weights, scales, out) };
     }
-    multiply_panel_portably(x, weights, scales, out);
+    multiply_panel_portably(x, first, weights, scales, out);
 }
 
 vectorised! {
-    fn multiply_panel_portably(x: &Rows, weights: &[u8], scales: &[f32], out: &mut [f32]) = multiply_rows
+    fn multiply_panel_portably(x: &Rows, first: usize, weights: &[u8], scales: &[f32], out: &mut [f32]) = multiply_rows
 }
 
 /// What every other way of computing it must equal.
 #[inline(always)]
-fn multiply_rows(x: &Rows, weights: &[u8], scales: &[f32], out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(PANEL).enumerate() {
+fn multiply_rows(x: &Rows, first: usize, weights: &[u8], scales: &[f32], out: &mut [f32]) {
+    for (out, row) in out.chunks_exact_mut(PANEL).zip(first..) {
         let Row { values, scales: x_scales, corrections } = x.row(row);
         let mut sums = [0.0; PANEL];
         for group in 0..x_scales.len() {
@@ -68,7 +68,7 @@ mod vnni {
 
     use std::arch::x86_64::{
         __m512, __m512i, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
     };
 
     use super::{GROUP, GROUP_BYTES, PANEL, QUAD, Row, Rows, TILE_ROWS};
@@ -77,9 +77,8 @@ mod vnni {
     const LANES: usize = 16;
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(super) fn multiply_panel(x: &Rows, weights: &[u8], scales: &[f32], out: &mut [f32]) {
-        for (tile, out) in out.chunks_mut(TILE_ROWS * PANEL).enumerate() {
-            let first = tile * TILE_ROWS;
+    pub(super) fn multiply_panel(x: &Rows, first: usize, weights: &[u8], scales: &[f32], out: &mut [f32]) {
+        for (out, first) in out.chunks_mut(TILE_ROWS * PANEL).zip((first..).step_by(TILE_ROWS)) {
             match out.len() / PANEL {
                 1 => multiply_tile::<1>(x, first, weights, scales, out),
                 2 => multiply_tile::<2>(x, first, weights, scales, out),
@@ -91,9 +90,14 @@ mod vnni {
         }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn multiply_tile<const ROWS: usize>(x: &Rows, first: usize, weights: &[u8], scales: &[f32], out: &mut [f32]) {
-        let rows: [Row<'_>; ROWS] = std::array::from_fn(|row| x.row(first + row));
+        // No closure here: it would be compiled without the features, and not inlined.
+        let mut rows = [x.row(first); ROWS];
+        for (row, at) in rows.iter_mut().zip(first..) {
+            *row = x.row(at);
+        }
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         let groups = weights.as_chunks::<GROUP_BYTES>().0.iter().zip(scales.as_chunks::<PANEL>().0);
         for (group, (weights, scales)) in groups.enumerate() {
@@ -113,28 +117,33 @@ mod vnni {
         }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn dot_group<const ROWS: usize>(
         rows: &[Row<'_>; ROWS],
         group: usize,
         weights: &[u8; GROUP_BYTES],
     ) -> [[__m512i; 2]; ROWS] {
-        let values: [&[[i8; QUAD]]; ROWS] =
-            std::array::from_fn(|row| rows[row].values[group * GROUP..][..GROUP].as_chunks::<QUAD>().0);
-        let mut dots: [[__m512i; 2]; ROWS] =
-            std::array::from_fn(|row| [_mm512_set1_epi32(rows[row].corrections[group]); 2]);
+        let mut values: [&[[i8; QUAD]]; ROWS] = [&[]; ROWS];
+        let mut dots = [[_mm512_setzero_si512(); 2]; ROWS];
+        for row in 0..ROWS {
+            values[row] = rows[row].values[group * GROUP..][..GROUP].as_chunks::<QUAD>().0;
+            dots[row] = [_mm512_set1_epi32(rows[row].corrections[group]); 2];
+        }
         for (step, weights) in weights.as_chunks::<{ PANEL * QUAD }>().0.iter().enumerate() {
             let weights = [load_bytes(&weights[..4 * LANES]), load_bytes(&weights[4 * LANES..])];
             for row in 0..ROWS {
-                let values = _mm512_set1_epi32(i32::from_ne_bytes(values[row][step].map(|value| value as u8)));
+                let [a, b, c, d] = values[row][step];
+                let quad = _mm512_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
                 for half in 0..2 {
-                    dots[row][half] = _mm512_dpbusd_epi32(dots[row][half], weights[half], values);
+                    dots[row][half] = _mm512_dpbusd_epi32(dots[row][half], weights[half], quad);
                 }
             }
         }
         dots
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn load_bytes(bytes: &[u8]) -> __m512i {
         assert_eq!(bytes.len(), 4 * LANES);
@@ -142,6 +151,7 @@ mod vnni {
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn load_floats(floats: &[f32]) -> __m512 {
         assert_eq!(floats.len(), LANES);
@@ -149,6 +159,7 @@ mod vnni {
         unsafe { _mm512_loadu_ps(floats.as_ptr()) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn store(out: &mut [f32], values: __m512) {
         assert_eq!(out.len(), LANES);
@@ -159,5 +170,5 @@ mod vnni {
 
 #[cfg(test)]
 pub(super) fn multiply_panel_plainly(x: &Rows, weights: &[u8], scales: &[f32], out: &mut [f32]) {
-    multiply_rows(x, weights, scales, out);
+    multiply_rows(x, 0, weights, scales, out);
 }

@@ -107,9 +107,8 @@ pub(super) fn inverse(scale: f32) -> f32 {
 /// The nearest value in 8 bits, ties to even.
 #[inline(always)]
 pub(super) fn nearest(value: f32, inverse: f32) -> i8 {
-    // Adding and subtracting 1.5 · 2²³ rounds to an integer, in vectors too.
+    // Adding 1.5 · 2²³ rounds to an integer, which then stands in the lowest bits. What is not a number leaves something there that
+    // does not matter: its group has a scale that is none either.
     const ROUND: f32 = 12_582_912.0;
-    let rounded = (value * inverse + ROUND) - ROUND;
-    // The conversion saturates, and makes 0 of what is not a number, whose group has a scale that is none either.
-    rounded as i8
+    (value * inverse + ROUND).to_bits() as i8
 }

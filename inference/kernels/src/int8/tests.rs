@@ -58,6 +58,16 @@ proptest! {
 }
 
 #[test]
+fn many_rows_are_shared_among_threads_and_come_out_the_same() {
+    let (inputs, outputs) = (128, 90);
+    let matrix = matrix(&values(outputs * inputs, 2.0), inputs);
+    for rows in [191, 192, 193, 500, 1_001] {
+        let x = values(rows * inputs, 1.0);
+        assert_eq!(bits(&matrix.multiply(&x)), bits(&reference(&matrix, &x)), "{rows} rows");
+    }
+}
+
+#[test]
 fn is_as_close_to_the_exact_product_as_8_bits_are() {
     let (rows, inputs, outputs) = (7, 576, 96);
     let (weights, x) = (values(outputs * inputs, 7.0), values(rows * inputs, 0.5));

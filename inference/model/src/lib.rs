@@ -25,4 +25,4 @@ pub use device::DeviceChoice;
 pub use error::ModelError;
 pub use llama::LlamaModel;
 pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
-pub use precision::Precision;
+pub use precision::{Precision, UnknownPrecision};

@@ -1,5 +1,7 @@
 //! In which numbers a model computes.
 
+use std::str::FromStr;
+
 use crate::gguf::Gguf;
 
 /// How the weights of a model are kept, and so in which numbers its linear maps are computed.
@@ -20,6 +22,24 @@ pub enum Precision {
 pub(crate) enum Numbers {
     F32,
     Int8,
+}
+
+/// Text that names no precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a precision. Choose auto, f32 or int8")]
+pub struct UnknownPrecision;
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPrecision> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(UnknownPrecision),
+        }
+    }
 }
 
 impl Precision {

@@ -10,6 +10,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
+use parlance_inference_model::Precision;
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -233,12 +234,13 @@ impl Reader {
             Some(Raw::Integer(count)) => count as usize,
             _ => 1,
         };
-        if let Some(Raw::Text(precision)) = raw(self, "precision").filter(|raw| *raw != Raw::Text("f32".into())) {
-            self.problems.push(format!(
-                "{} = \"{precision}\" is not in this version. Set it to \"f32\" or remove it",
-                shown("precision")
-            ));
-        }
+        let precision = match raw(self, "precision") {
+            Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
+                self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
+                Precision::default()
+            }),
+            _ => Precision::default(),
+        };
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
@@ -253,7 +255,7 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => Some(ModelConfig { source, replicas, pinned }),
+            Ok(source) => Some(ModelConfig { source, replicas, pinned, precision }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, ModelSpec};
-use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica};
-use parlance_inference_model::{LoadOptions, LoadProgress, load};
+use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, TextCodec as _};
+use parlance_inference_model::{LoadOptions, LoadProgress, Precision, load};
 
 use super::{SCRIPTED_NAME, Weights};
 use crate::{
@@ -31,7 +31,7 @@ pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
                 "Give each [models.NAME] another source or another name",
             ));
         }
-        let load = loader(&served, weights)?;
+        let load = loader(&served, weights, model.precision)?;
         specs.extend((0..model.replicas).map(|_| ModelSpec { name: served.clone(), load: load.clone() }));
     }
     Ok(specs)
@@ -46,7 +46,7 @@ fn served_name(section: &str, weights: &Weights) -> String {
     }
 }
 
-fn loader(name: &str, weights: Weights) -> Result<LoadModel, Failure> {
+fn loader(name: &str, weights: Weights, precision: Precision) -> Result<LoadModel, Failure> {
     match weights {
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
@@ -55,7 +55,7 @@ fn loader(name: &str, weights: Weights) -> Result<LoadModel, Failure> {
         }
         Weights::File { path, .. } => {
             inspect(&path)?;
-            let options = LoadOptions::new(name);
+            let options = LoadOptions { precision, ..LoadOptions::new(name) };
             Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
         }
     }
@@ -73,6 +73,7 @@ fn load_weights(
 ) -> Result<Arc<dyn Replica>, String> {
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
-    tracing::info!(model = %options.name, "model loaded");
+    let numerics = &loaded.codec.info().numerics;
+    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
     Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
 }

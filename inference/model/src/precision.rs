@@ -1,6 +1,6 @@
 //! In which numbers a model computes.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use crate::gguf::Gguf;
 
@@ -39,6 +39,16 @@ impl FromStr for Precision {
             "int8" => Ok(Self::Int8),
             _ => Err(UnknownPrecision),
         }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
     }
 }
 

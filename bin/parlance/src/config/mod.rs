@@ -97,6 +97,10 @@ pub(crate) struct ModelConfig {
     pub(crate) replicas: usize,
     pub(crate) pinned: bool,
     pub(crate) precision: Precision,
+    /// Sequences in memory at once, if not the model's default.
+    pub(crate) lanes: Option<usize>,
+    /// The longest sequence, if not the model's default.
+    pub(crate) context_tokens: Option<usize>,
 }
 
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.

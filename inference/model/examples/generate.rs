@@ -1,7 +1,7 @@
 //! Answers one question greedily and prints how fast the model runs.
 //!
 //! ```sh
-//! cargo run --release -p parlance-inference-model --example generate -- models/smollm2-135m-instruct.gguf
+//! cargo run --release -p parlance-inference-model --example generate -- models/smollm2-135m-instruct.gguf [f32]
 //! ```
 #![expect(clippy::print_stdout, reason = "an example's output is its purpose")]
 
@@ -12,7 +12,7 @@ use std::{
 };
 
 use parlance_inference_engine::{ChatMessage, ChatRole, LaneInput, TextCodec, TokenId, TokenModel};
-use parlance_inference_model::{LlamaModel, LoadOptions, LoadedModel, load};
+use parlance_inference_model::{LlamaModel, LoadOptions, LoadedModel, Precision, load};
 
 const QUESTION: &str = "What is the capital of France?";
 const DECODE_STEPS: usize = 32;
@@ -22,9 +22,11 @@ const PREFILL_TOKENS: usize = 512;
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).map_or_else(|| "models/smollm2-135m-instruct.gguf".into(), PathBuf::from);
     let begin = Instant::now();
-    let options = LoadOptions { lanes: 32, ..LoadOptions::new("smollm2-135m-instruct") };
+    let precision = if std::env::args().any(|argument| argument == "f32") { Precision::F32 } else { Precision::Auto };
+    let options = LoadOptions { lanes: 32, precision, ..LoadOptions::new("smollm2-135m-instruct") };
     let LoadedModel { mut model, codec } = load(&path, &options, &|_| {})?;
     println!("loaded and warm in {:.2} s: {:?}", begin.elapsed().as_secs_f64(), codec.info());
+    println!("weights: {} MiB", model.weight_bytes() >> 20);
     println!("keys and values: up to {} MiB for {} lanes", model.cache_bytes() >> 20, model.lanes());
     let prompt = codec.encode_chat(&[ChatMessage { role: ChatRole::User, content: QUESTION }])?;
     println!("{QUESTION}\n{}", answer(&mut model, &*codec, &prompt)?);

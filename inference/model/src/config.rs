@@ -4,9 +4,10 @@
 
 use std::path::Path;
 
+use parlance_inference_kernels::attention::VALUE_BLOCK;
+
 use crate::{
     ModelError,
-    kernels::attention::VALUE_BLOCK,
     rope::{RopeConfig, Scaling},
 };
 

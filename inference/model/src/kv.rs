@@ -1,12 +1,9 @@
 //! The keys and values of all lanes: allocated once, written in place, read where they lie.
 
 use memmap2::MmapMut;
+use parlance_inference_kernels::attention::{HeadCache, KEY_BLOCK, write_key};
 
-use crate::{
-    ModelError,
-    config::LlamaConfig,
-    kernels::attention::{HeadCache, KEY_BLOCK, write_key},
-};
+use crate::{ModelError, config::LlamaConfig};
 
 /// The cache of every lane, layer and head.
 ///

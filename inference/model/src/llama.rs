@@ -45,6 +45,11 @@ impl LlamaModel {
         self.cache.bytes()
     }
 
+    /// How much memory the matrices of weights take, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
     /// Computes one step as [`TokenModel::step`] does, but shows `visit` the logits after every token: the number of its input,
     /// its number in that input, and the row. For comparing with reference values; a server wants none of these but the last.
     ///

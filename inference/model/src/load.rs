@@ -4,10 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
 
-use crate::{ChatCodec, DeviceChoice, LlamaModel, ModelError, kv::KvCache, source::Source, weights::Weights};
+use crate::{
+    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, kv::KvCache, source::Source, weights::Weights,
+};
 
-/// The kernel set and precision. Changes whenever the order or rounding of any computation does.
-const NUMERICS: &str = "f32-1";
 const DEFAULT_LANES: usize = 16;
 const DEFAULT_CONTEXT_TOKENS: u32 = 2_048;
 /// Positions of the warm-up's prompt: enough that every kind of kernel runs.
@@ -25,16 +25,19 @@ pub struct LoadOptions {
     pub context_tokens: u32,
     /// What computes.
     pub device: DeviceChoice,
+    /// In which numbers.
+    pub precision: Precision,
 }
 
 impl LoadOptions {
-    /// 16 lanes of 2,048 tokens on the CPU.
+    /// 16 lanes of 2,048 tokens on the CPU, in the numbers that suit the file.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             lanes: DEFAULT_LANES,
             context_tokens: DEFAULT_CONTEXT_TOKENS,
             device: DeviceChoice::default(),
+            precision: Precision::default(),
         }
     }
 }
@@ -90,13 +93,14 @@ pub fn load(
     if options.lanes == 0 || options.context_tokens == 0 {
         return Err(ModelError::Capacity { problem: "a model needs at least one lane and one token".to_owned() });
     }
+    let numbers = options.precision.of(&description.tensors);
     let context = config.context.min(options.context_tokens as usize);
     let cache = KvCache::new(&config, options.lanes, context)?;
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.
     let (digest, (text, weights)) = rayon::join(
         || source.digest(),
-        || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, &on_weights)),
+        || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, numbers, &on_weights)),
     );
     let (tokenizer, template) = text?;
     let mut model = LlamaModel::new(config, device, weights?, cache, options.lanes, context);
@@ -105,7 +109,7 @@ pub fn load(
     let info = ReplicaInfo {
         name: options.name.clone(),
         digest,
-        numerics: NUMERICS.to_owned(),
+        numerics: numbers.numerics().to_owned(),
         context_tokens: context as u32,
     };
     Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })

@@ -6,14 +6,16 @@
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 use parlance_inference_engine::TokenId;
+use parlance_inference_kernels::{
+    attention::{self, HeadCache},
+    elementwise,
+    int8::Int8Matrix,
+    linear,
+};
 use rayon::prelude::*;
 
 use crate::{
     config::LlamaConfig,
-    kernels::{
-        attention::{self, HeadCache},
-        elementwise, linear,
-    },
     kv::{HeadPlace, KvCache},
     rope::Rope,
     weights::HeadNorms,
@@ -22,20 +24,36 @@ use crate::{
 /// Cached positions that a task should attend over: some ten microseconds of work.
 const POSITIONS_PER_TASK: usize = 1_024;
 
-/// The weights of a linear map, packed for the kernel. `packed` has the shape `[panels, inputs, panel]`.
+/// The weights of a linear map, packed for the kernel.
 #[derive(Debug)]
-pub(crate) struct Weight {
-    packed: Tensor<3>,
-    inputs: usize,
-    outputs: usize,
+pub(crate) enum Weight {
+    /// As floats: `packed` has the shape `[panels, inputs, panel]`.
+    F32 { packed: Box<Tensor<3>>, inputs: usize, outputs: usize },
+    /// In 8 bits, which burn has no tensors for that its kernels could use.
+    Int8(Int8Matrix),
 }
 
 impl Weight {
     /// Wraps weights in the layout of [`linear`].
-    pub(crate) fn new(packed: Vec<f32>, inputs: usize, outputs: usize) -> Self {
+    pub(crate) fn f32(packed: Vec<f32>, inputs: usize, outputs: usize) -> Self {
         let shape = [outputs.div_ceil(linear::PANEL), inputs, linear::PANEL];
         let packed = FlexTensor::from_data(TensorData::new(packed, shape));
-        Self { packed: Tensor::from_primitive::<Flex>(packed), inputs, outputs }
+        Self::F32 { packed: Box::new(Tensor::from_primitive::<Flex>(packed)), inputs, outputs }
+    }
+
+    /// What it takes, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::F32 { inputs, outputs, .. } => linear::packed_len(*outputs, *inputs) * size_of::<f32>(),
+            Self::Int8(matrix) => matrix.bytes(),
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        match self {
+            Self::F32 { inputs, .. } => *inputs,
+            Self::Int8(matrix) => matrix.inputs(),
+        }
     }
 }
 
@@ -48,13 +66,17 @@ pub(crate) struct Place {
 
 /// The rows of `table` for `tokens`: `[tokens, inputs]`.
 pub(crate) fn embed(table: &Weight, tokens: &[TokenId]) -> Tensor<2> {
-    let packed = primitive(table.packed.clone());
-    let mut rows = vec![0.0; tokens.len() * table.inputs];
-    rows.par_chunks_exact_mut(table.inputs)
-        .with_min_len(16)
-        .zip(tokens)
-        .for_each(|(row, &token)| linear::unpack_row(values(&packed), token as usize, row));
-    wrap(rows, table.inputs)
+    let width = table.inputs();
+    let mut rows = vec![0.0; tokens.len() * width];
+    let each = rows.par_chunks_exact_mut(width).with_min_len(16).zip(tokens);
+    match table {
+        Weight::F32 { packed, .. } => {
+            let packed = primitive(Tensor::clone(packed));
+            each.for_each(|(row, &token)| linear::unpack_row(values(&packed), token as usize, row));
+        }
+        Weight::Int8(matrix) => each.for_each(|(row, &token)| matrix.row(token as usize, row)),
+    }
+    wrap(rows, width)
 }
 
 /// Root-mean-square norm of every row, times `weight`.
@@ -64,8 +86,14 @@ pub(crate) fn rms_norm(x: Tensor<2>, weight: &[f32], epsilon: f32) -> Tensor<2> 
 
 /// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`.
 pub(crate) fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
-    let packed = primitive(weight.packed.clone());
-    wrap(linear::linear(values(&primitive(x)), values(&packed), weight.inputs, weight.outputs), weight.outputs)
+    let x = primitive(x);
+    match weight {
+        Weight::F32 { packed, inputs, outputs } => {
+            let packed = primitive(Tensor::clone(packed));
+            wrap(linear::linear(values(&x), values(&packed), *inputs, *outputs), *outputs)
+        }
+        Weight::Int8(matrix) => wrap(matrix.multiply(values(&x)), matrix.outputs()),
+    }
 }
 
 /// `bias` added to every row.

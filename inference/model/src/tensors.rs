@@ -96,6 +96,13 @@ impl<'a> Tensors<'a> {
         Ok(values)
     }
 
+    /// Whether they spend hardly more than 8 bits on a value.
+    pub(crate) fn are_quantised(&self) -> bool {
+        let values: usize = self.by_name.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        let bytes: usize = self.by_name.values().map(|tensor| tensor.data.len()).sum();
+        bytes.saturating_mul(8) <= values.saturating_mul(9)
+    }
+
     /// The container's own names of all tensors.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
         self.by_name.keys().copied()

@@ -1,15 +1,19 @@
-//! Reads the tensors of a model into packed f32 weights.
+//! Reads the tensors of a model into weights that are packed for the kernels.
 
 use std::{collections::HashSet, sync::Mutex};
 
+use parlance_inference_kernels::{
+    int8::{Int8Matrix, PANEL_OUTPUTS},
+    linear::{PANEL, pack, packed_len},
+};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
     config::LlamaConfig,
     gguf::{TensorInfo, dequantise},
-    kernels::linear::{PANEL, pack, packed_len},
     ops::Weight,
+    precision::Numbers,
     rope::Scaling,
     tensors::{ROPE_FACTORS, Tensors},
 };
@@ -57,9 +61,10 @@ impl Weights {
     pub(crate) fn read(
         tensors: &Tensors<'_>,
         config: &LlamaConfig,
+        numbers: Numbers,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader { tensors, progress, state: Mutex::default() };
+        let reader = WeightReader { tensors, numbers, progress, state: Mutex::default() };
         let hidden = config.hidden;
         let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
         let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
@@ -78,6 +83,15 @@ impl Weights {
     /// The map to logits.
     pub(crate) fn output(&self) -> &Weight {
         self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// What the matrices take, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let of_layer = |layer: &LayerWeights| {
+            [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down].map(Weight::bytes).iter().sum::<usize>()
+        };
+        let layers: usize = self.layers.iter().map(of_layer).sum();
+        self.embedding.bytes() + self.output.as_ref().map_or(0, Weight::bytes) + layers
     }
 }
 
@@ -109,8 +123,28 @@ fn read_head_norms(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize
     Ok(HeadNorms { queries: norm("attn_q_norm")?, keys: norm("attn_k_norm")? })
 }
 
+/// Reads rows of tensors as floats, `outputs` of them for each panel, and has each panel filled with its own.
+fn each_panel<P: Send>(
+    panels: impl IndexedParallelIterator<Item = P>,
+    rows: &[(&TensorInfo<'_>, usize)],
+    outputs: usize,
+    inputs: usize,
+    fill: impl Fn(P, &[f32]) + Sync,
+) {
+    panels.zip(rows.par_chunks(outputs)).for_each_init(
+        || vec![0.0; outputs * inputs],
+        |values, (panel, rows)| {
+            for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
+                dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
+            }
+            fill(panel, &values[..rows.len() * inputs]);
+        },
+    );
+}
+
 struct WeightReader<'a> {
     tensors: &'a Tensors<'a>,
+    numbers: Numbers,
     progress: &'a (dyn Fn(u64) + Sync),
     state: Mutex<ReadSoFar>,
 }
@@ -136,19 +170,22 @@ impl WeightReader<'_> {
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
         let rows: Vec<_> =
             tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row))).collect();
-        let mut packed = vec![0.0; packed_len(outputs, inputs)];
-        let panels = packed.par_chunks_exact_mut(PANEL * inputs).zip(rows.par_chunks(PANEL));
-        panels.for_each_init(
-            || vec![0.0; PANEL * inputs],
-            |values, (panel, rows)| {
-                for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
-                    dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
-                }
-                pack(&values[..rows.len() * inputs], inputs, panel);
-            },
-        );
+        let weight = match self.numbers {
+            Numbers::F32 => {
+                let mut packed = vec![0.0; packed_len(outputs, inputs)];
+                let panels = packed.par_chunks_exact_mut(PANEL * inputs);
+                each_panel(panels, &rows, PANEL, inputs, |panel, values| pack(values, inputs, panel));
+                Weight::f32(packed, inputs, outputs)
+            }
+            Numbers::Int8 => {
+                let mut matrix = Int8Matrix::new(inputs, outputs);
+                let panels = matrix.panels_mut();
+                each_panel(panels, &rows, PANEL_OUTPUTS, inputs, |mut panel, values| panel.fill(values));
+                Weight::Int8(matrix)
+            }
+        };
         tensors.into_iter().for_each(|tensor| self.done(tensor));
-        Ok(Weight::new(packed, inputs, outputs))
+        Ok(weight)
     }
 
     fn done(&self, tensor: &TensorInfo<'_>) {

@@ -7,7 +7,7 @@
 mod support;
 
 use parlance_inference_engine::{LaneInput, TextCodec, TokenId, TokenModel};
-use parlance_inference_model::LlamaModel;
+use parlance_inference_model::{LlamaModel, Precision};
 
 /// The largest difference that any logit may have.
 const TOLERANCE: f32 = 1e-3;
@@ -191,7 +191,7 @@ fn continue_together(model: &mut LlamaModel, reference: &Reference, last: &[Vec<
 
 #[test]
 fn agrees_with_the_reference_alone_and_in_ragged_batches() {
-    let loaded = support::model(20, 1_664);
+    let loaded = support::model(20, 1_664, Precision::F32);
     let mut model = loaded.model;
     let reference = reference(model.vocabulary());
     let digest: String = reference.digest.iter().map(|byte| format!("{byte:02x}")).collect();

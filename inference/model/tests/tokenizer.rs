@@ -5,10 +5,10 @@ mod support;
 use std::sync::{Arc, LazyLock};
 
 use parlance_inference_engine::{ChatMessage, ChatRole, TextCodec};
-use parlance_inference_model::ChatCodec;
+use parlance_inference_model::{ChatCodec, Precision};
 use serde::Deserialize;
 
-static CODEC: LazyLock<Arc<ChatCodec>> = LazyLock::new(|| support::model(1, 64).codec);
+static CODEC: LazyLock<Arc<ChatCodec>> = LazyLock::new(|| support::model(1, 64, Precision::F32).codec);
 
 #[derive(Deserialize)]
 struct Fixture {

@@ -10,6 +10,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
+use parlance_inference_model::Precision;
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -215,6 +216,21 @@ impl Reader {
         names.into_iter().filter_map(|name| self.model(&name).map(|model| (name, model))).collect()
     }
 
+    /// A number of a model's section; `None` where it is not given, or out of range, which is told.
+    fn model_integer(&mut self, name: &str, key: &str, range: RangeInclusive<i64>) -> Option<usize> {
+        let path = ["models", name, key].map(str::to_owned).to_vec();
+        let Some(Raw::Integer(value)) = self.settings.get(&path).map(|setting| setting.raw.clone()) else {
+            return None;
+        };
+        if range.contains(&value) {
+            return usize::try_from(value).ok();
+        }
+        let (least, most) = (range.start(), range.end());
+        let problem = format!("models.{name}.{key} = {value} is out of range. Choose a number from {least} to {most}");
+        self.problems.push(problem);
+        None
+    }
+
     fn model(&mut self, name: &str) -> Option<ModelConfig> {
         let path = |key: &str| vec!["models".to_owned(), name.to_owned(), key.to_owned()];
         let shown = |key: &str| format!("models.{name}.{key}");
@@ -224,21 +240,16 @@ impl Reader {
                 "[models.{name:?}] is not a name. Use 1 to {MAX_NAME_BYTES} of the characters A-Z a-z 0-9 . _ : / -"
             ));
         }
-        let replicas = match raw(self, "replicas") {
-            Some(Raw::Integer(count)) if !(1..=64).contains(&count) => {
-                let problem = format!("{} = {count} is out of range. Choose a number from 1 to 64", shown("replicas"));
-                self.problems.push(problem);
-                1
-            }
-            Some(Raw::Integer(count)) => count as usize,
-            _ => 1,
+        let replicas = self.model_integer(name, "replicas", 1..=64).unwrap_or(1);
+        let lanes = self.model_integer(name, "lanes", 1..=1_024);
+        let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
+        let precision = match raw(self, "precision") {
+            Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
+                self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
+                Precision::default()
+            }),
+            _ => Precision::default(),
         };
-        if let Some(Raw::Text(precision)) = raw(self, "precision").filter(|raw| *raw != Raw::Text("f32".into())) {
-            self.problems.push(format!(
-                "{} = \"{precision}\" is not in this version. Set it to \"f32\" or remove it",
-                shown("precision")
-            ));
-        }
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
@@ -253,7 +264,7 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => Some(ModelConfig { source, replicas, pinned }),
+            Ok(source) => Some(ModelConfig { source, replicas, pinned, precision, lanes, context_tokens }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

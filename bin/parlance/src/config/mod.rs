@@ -16,6 +16,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
+use parlance_inference_model::Precision;
 
 use self::layers::Layers;
 use crate::{
@@ -95,6 +96,11 @@ pub(crate) struct ModelConfig {
     pub(crate) source: ModelSource,
     pub(crate) replicas: usize,
     pub(crate) pinned: bool,
+    pub(crate) precision: Precision,
+    /// Sequences in memory at once, if not the model's default.
+    pub(crate) lanes: Option<usize>,
+    /// The longest sequence, if not the model's default.
+    pub(crate) context_tokens: Option<usize>,
 }
 
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.

@@ -45,6 +45,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.source", Kind::Text),
     ("models.*.precision", Kind::Text),
     ("models.*.replicas", Kind::Integer),
+    ("models.*.lanes", Kind::Integer),
+    ("models.*.context_tokens", Kind::Integer),
     ("models.*.pinned", Kind::Flag),
     ("limits.connections", Kind::Integer),
     ("limits.websockets", Kind::Integer),

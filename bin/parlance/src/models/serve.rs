@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, ModelSpec};
-use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica};
+use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, TextCodec as _};
 use parlance_inference_model::{LoadOptions, LoadProgress, load};
 
 use super::{SCRIPTED_NAME, Weights};
 use crate::{
-    config::{Config, DEFAULT_MODEL},
+    config::{Config, DEFAULT_MODEL, ModelConfig},
     failure::{Failure, chain},
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
                 "Give each [models.NAME] another source or another name",
             ));
         }
-        let load = loader(&served, weights)?;
+        let load = loader(&served, weights, model)?;
         specs.extend((0..model.replicas).map(|_| ModelSpec { name: served.clone(), load: load.clone() }));
     }
     Ok(specs)
@@ -46,7 +46,7 @@ fn served_name(section: &str, weights: &Weights) -> String {
     }
 }
 
-fn loader(name: &str, weights: Weights) -> Result<LoadModel, Failure> {
+fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel, Failure> {
     match weights {
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
@@ -55,9 +55,19 @@ fn loader(name: &str, weights: Weights) -> Result<LoadModel, Failure> {
         }
         Weights::File { path, .. } => {
             inspect(&path)?;
-            let options = LoadOptions::new(name);
+            let options = options(name, model);
             Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
         }
+    }
+}
+
+fn options(name: &str, model: &ModelConfig) -> LoadOptions {
+    let usual = LoadOptions::new(name);
+    LoadOptions {
+        precision: model.precision,
+        lanes: model.lanes.unwrap_or(usual.lanes),
+        context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),
+        ..usual
     }
 }
 
@@ -73,6 +83,7 @@ fn load_weights(
 ) -> Result<Arc<dyn Replica>, String> {
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
-    tracing::info!(model = %options.name, "model loaded");
+    let numerics = &loaded.codec.info().numerics;
+    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
     Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
 }

@@ -2,11 +2,11 @@
 
 use std::{env, path::PathBuf};
 
-use parlance_inference_model::{LoadOptions, LoadedModel, load};
+use parlance_inference_model::{LoadOptions, LoadedModel, Precision, load};
 
 /// SmolLM2-135M-Instruct with so many lanes and so much context.
-pub(crate) fn model(lanes: usize, context_tokens: u32) -> LoadedModel {
-    let options = LoadOptions { lanes, context_tokens, ..LoadOptions::new("smollm2-135m-instruct") };
+pub(crate) fn model(lanes: usize, context_tokens: u32, precision: Precision) -> LoadedModel {
+    let options = LoadOptions { lanes, context_tokens, precision, ..LoadOptions::new("smollm2-135m-instruct") };
     load(&path(), &options, &|_| {}).expect("the model loads")
 }
 

@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, Lanes, exp, sum, vectorised};
+use crate::simd::{LANES, Lanes, exp, sum, vectorised};
 
 /// Rows per task; fewer are not worth a second thread.
 const ROWS_PER_TASK: usize = 16;
 
 /// Root-mean-square norm of each row of `width` values (Zhang and Sennrich 2019), times `weight`.
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = vec![0.0; x.len()];
     let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(ROWS_PER_TASK);
@@ -43,7 +43,7 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 }
 
 /// `silu(gate) · up` for rows of `gate` and `up` side by side (SwiGLU, Shazeer 2020).
-pub(crate) fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
+pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
     let mut out = vec![0.0; gate_up.len() / 2];
     let rows = out.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width)).with_min_len(ROWS_PER_TASK);
     rows.for_each(|(out, row)| {

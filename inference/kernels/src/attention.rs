@@ -3,23 +3,26 @@
 //! Keys lie in blocks of 32 positions, `[block][dimension][32]`, so that the scores of 32 positions are one chain each without sums
 //! across a vector; values lie one position after the other, `[position][dimension]`.
 
-use super::simd::{LANES, Lanes, exp, fma, sum, vectorised};
+use crate::simd::{LANES, Lanes, exp, fma, sum, vectorised};
 
 /// Positions per block of keys. The length of a cache is a multiple of it.
-pub(crate) const KEY_BLOCK: usize = 2 * LANES;
+pub const KEY_BLOCK: usize = 2 * LANES;
 /// Dimensions of values that are summed side by side. The head dimension is a multiple of it.
-pub(crate) const VALUE_BLOCK: usize = 2 * LANES;
+pub const VALUE_BLOCK: usize = 2 * LANES;
 /// Query heads that share one pass over the keys and values.
 const MAX_HEADS: usize = 4;
 
 /// The cache of one head of keys and values.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HeadCache<'a> {
-    pub(crate) keys: &'a [f32],
-    pub(crate) values: &'a [f32],
-    pub(crate) dimension: usize,
+pub struct HeadCache<'a> {
+    /// `[block][dimension][KEY_BLOCK]`.
+    pub keys: &'a [f32],
+    /// `[position][dimension]`.
+    pub values: &'a [f32],
+    /// The size of the head.
+    pub dimension: usize,
     /// Positions before this one are not attended to.
-    pub(crate) first: usize,
+    pub first: usize,
 }
 
 impl HeadCache<'_> {
@@ -32,7 +35,7 @@ impl HeadCache<'_> {
 }
 
 /// Writes one position's key where [`attend`] looks for it.
-pub(crate) fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
+pub fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
     let block = &mut keys[position / KEY_BLOCK * KEY_BLOCK * key.len()..][..KEY_BLOCK * key.len()];
     for (slots, value) in block.chunks_exact_mut(KEY_BLOCK).zip(key) {
         slots[position % KEY_BLOCK] = *value;
@@ -42,7 +45,7 @@ pub(crate) fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
 /// Attends from the query heads that share one head of the cache over its positions up to `length`, not included.
 ///
 /// `queries` and `out` hold the heads one after the other; `scores` is working space.
-pub(crate) fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
+pub fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
     let dimension = cache.dimension;
     let length = length - cache.first / KEY_BLOCK * KEY_BLOCK;
     let cache = cache.without_unseen_blocks();

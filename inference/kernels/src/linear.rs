@@ -8,24 +8,25 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, Lanes, fma, has_avx512, vectorised};
+use crate::{
+    panels::{self, share},
+    simd::{LANES, Lanes, fma, has_avx512, vectorised},
+};
 
 /// Outputs per panel.
-pub(crate) const PANEL: usize = 2 * LANES;
+pub const PANEL: usize = panels::PANEL;
 /// Rows per tile where there are 32 registers of sixteen floats. With more, the compiler gives the vectors up.
 const TILE_ROWS: usize = 6;
 /// Rows per tile with fewer or smaller registers.
 const SMALL_TILE_ROWS: usize = 3;
-/// Rows whose inputs stay in the second-level cache while a thread's panels pass by; whole tiles of either size.
-const BLOCK_ROWS: usize = 120;
 
 /// How many values `outputs` × `inputs` weights have when packed.
-pub(crate) fn packed_len(outputs: usize, inputs: usize) -> usize {
+pub fn packed_len(outputs: usize, inputs: usize) -> usize {
     outputs.div_ceil(PANEL) * PANEL * inputs
 }
 
 /// Packs up to [`PANEL`] rows of weights into one panel; missing rows are zero.
-pub(crate) fn pack(rows: &[f32], inputs: usize, panel: &mut [f32]) {
+pub fn pack(rows: &[f32], inputs: usize, panel: &mut [f32]) {
     panel.fill(0.0);
     for (output, row) in rows.chunks_exact(inputs).enumerate() {
         for (input, &value) in row.iter().enumerate() {
@@ -35,7 +36,7 @@ pub(crate) fn pack(rows: &[f32], inputs: usize, panel: &mut [f32]) {
 }
 
 /// Copies one row of weights out of its panel.
-pub(crate) fn unpack_row(packed: &[f32], output: usize, row: &mut [f32]) {
+pub fn unpack_row(packed: &[f32], output: usize, row: &mut [f32]) {
     let panel = &packed[output / PANEL * PANEL * row.len()..][..PANEL * row.len()];
     for (value, weights) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
         *value = weights[output % PANEL];
@@ -43,34 +44,14 @@ pub(crate) fn unpack_row(packed: &[f32], output: usize, row: &mut [f32]) {
 }
 
 /// `x · Wᵀ`: rows of `inputs` values to rows of `outputs` values.
-pub(crate) fn linear(x: &[f32], packed: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
+pub fn linear(x: &[f32], packed: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
     let rows = x.len() / inputs;
     let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
     let x = tiled(x, inputs, tile_rows);
-    let panels = outputs.div_ceil(PANEL);
-    let mut by_panel = vec![0.0; panels * rows * PANEL];
-    let tasks = by_panel.par_chunks_exact_mut(rows * PANEL).zip(packed.par_chunks_exact(PANEL * inputs));
-    tasks.for_each(|(out, panel)| {
-        for (x, out) in x.chunks(BLOCK_ROWS * inputs).zip(out.chunks_mut(BLOCK_ROWS * PANEL)) {
-            multiply_panel(x, inputs, tile_rows, panel, out);
-        }
-    });
-    if rows == 1 {
-        by_panel.truncate(outputs);
-        return by_panel;
-    }
-    by_row(&by_panel, rows, outputs)
-}
-
-/// `[panel][row][32]` to `[row][outputs]`.
-fn by_row(by_panel: &[f32], rows: usize, outputs: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows * outputs];
-    out.par_chunks_exact_mut(outputs).with_min_len(16).enumerate().for_each(|(row, out)| {
-        for (panel, out) in out.chunks_mut(PANEL).enumerate() {
-            out.copy_from_slice(&by_panel[(panel * rows + row) * PANEL..][..out.len()]);
-        }
-    });
-    out
+    share(rows, outputs, inputs * PANEL, |number, rows, out| {
+        let panel = &packed[number * PANEL * inputs..][..PANEL * inputs];
+        multiply_panel(&x[rows.start * inputs..rows.end * inputs], inputs, tile_rows, panel, out);
+    })
 }
 
 /// Lays the rows of each tile side by side: `[tile][input][row]`.
@@ -153,7 +134,7 @@ mod tests {
     #[test]
     fn equals_the_scalar_reference_bit_for_bit_at_every_shape() {
         for (rows, inputs, outputs) in
-            [(1, 5, 1), (2, 32, 31), (3, 64, 32), (7, 33, 65), (8, 96, 100), (29, 40, 96), (300, 16, 40)]
+            [(1, 5, 1), (2, 32, 31), (3, 64, 32), (7, 33, 65), (8, 96, 100), (29, 40, 96), (193, 24, 70), (300, 16, 40)]
         {
             let (x, weights) = (values(rows * inputs, 0.5), values(outputs * inputs, 7.0));
             let found = linear(&x, &packed(&weights, inputs), inputs, outputs);

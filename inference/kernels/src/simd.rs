@@ -66,7 +66,7 @@ macro_rules! vectorised {
                 fn with_avx2($($argument: $kind),*) {
                     $body($($argument),*);
                 }
-                if $crate::kernels::simd::has_avx512() {
+                if $crate::simd::has_avx512() {
                     // SAFETY: the processor has the features.
                     return unsafe { with_avx512($($argument),*) };
                 }

@@ -1,0 +1,127 @@
+use proptest::prelude::*;
+use rayon::prelude::*;
+
+use super::{dot::multiply_panel_plainly, *};
+
+fn values(count: usize, seed: f32) -> Vec<f32> {
+    (0..count).map(|at| ((at as f32 + seed) * 12.9898).sin() * (1.0 + (at % 7) as f32)).collect()
+}
+
+fn matrix(weights: &[f32], inputs: usize) -> Int8Matrix {
+    let mut matrix = Int8Matrix::new(inputs, weights.len() / inputs);
+    matrix.panels_mut().zip(weights.par_chunks(PANEL * inputs)).for_each(|(mut panel, rows)| panel.fill(rows));
+    matrix
+}
+
+/// The definition, panel by panel in plain code.
+fn reference(matrix: &Int8Matrix, x: &[f32]) -> Vec<f32> {
+    let x = Rows::quantise(x, matrix.inputs);
+    let mut out = vec![0.0; x.count() * matrix.outputs];
+    let groups = x.groups();
+    for (number, weights) in matrix.weights.chunks_exact(groups * GROUP_BYTES).enumerate() {
+        let mut panel = vec![0.0; x.count() * PANEL];
+        multiply_panel_plainly(&x, weights, &matrix.scales[number * groups * PANEL..], &mut panel);
+        for (row, panel) in panel.chunks_exact(PANEL).enumerate() {
+            let count = PANEL.min(matrix.outputs - number * PANEL);
+            out[row * matrix.outputs + number * PANEL..][..count].copy_from_slice(&panel[..count]);
+        }
+    }
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn equals_the_plain_code_bit_for_bit_at_every_shape(
+        rows in 1usize..20, inputs in 1usize..300, outputs in 1usize..100, seed in 0.0f32..100.0,
+    ) {
+        let matrix = matrix(&values(outputs * inputs, seed), inputs);
+        let x = values(rows * inputs, seed + 0.5);
+        prop_assert_eq!(bits(&matrix.multiply(&x)), bits(&reference(&matrix, &x)));
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours(rows in 2usize..15, at in any::<prop::sample::Index>()) {
+        let (inputs, outputs) = (192, 70);
+        let matrix = matrix(&values(outputs * inputs, 3.0), inputs);
+        let x = values(rows * inputs, 1.0);
+        let at = at.index(rows);
+        let together = matrix.multiply(&x);
+        let alone = matrix.multiply(&x[at * inputs..][..inputs]);
+        prop_assert_eq!(bits(&together[at * outputs..][..outputs]), bits(&alone));
+    }
+}
+
+#[test]
+fn many_rows_are_shared_among_threads_and_come_out_the_same() {
+    let (inputs, outputs) = (128, 90);
+    let matrix = matrix(&values(outputs * inputs, 2.0), inputs);
+    for rows in [191, 192, 193, 500, 1_001] {
+        let x = values(rows * inputs, 1.0);
+        assert_eq!(bits(&matrix.multiply(&x)), bits(&reference(&matrix, &x)), "{rows} rows");
+    }
+}
+
+#[test]
+fn is_as_close_to_the_exact_product_as_8_bits_are() {
+    let (rows, inputs, outputs) = (7, 576, 96);
+    let (weights, x) = (values(outputs * inputs, 7.0), values(rows * inputs, 0.5));
+    let found = matrix(&weights, inputs).multiply(&x);
+    let (mut error, mut size) = (0.0, 0.0);
+    for (row, found) in x.chunks_exact(inputs).zip(found.chunks_exact(outputs)) {
+        for (weights, found) in weights.chunks_exact(inputs).zip(found) {
+            let exact: f64 = row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            error += (exact - f64::from(*found)).powi(2);
+            size += exact.powi(2);
+        }
+    }
+    let relative = (error / size).sqrt();
+    assert!(relative < 0.01, "{relative}");
+    assert!(relative > 1e-6, "8 bits are not exact: {relative}");
+}
+
+#[test]
+fn rows_come_out_as_they_went_in_but_for_half_a_step() {
+    let (inputs, outputs) = (130, 33);
+    let weights = values(outputs * inputs, 1.0);
+    let matrix = matrix(&weights, inputs);
+    for (output, exact) in weights.chunks_exact(inputs).enumerate() {
+        let mut row = vec![0.0; inputs];
+        matrix.row(output, &mut row);
+        for (exact, found) in exact.chunks(GROUP).zip(row.chunks(GROUP)) {
+            let step = quantise::scale(exact);
+            assert!(exact.iter().zip(found).all(|(exact, found)| (exact - found).abs() <= step * 0.5001));
+        }
+    }
+}
+
+#[test]
+fn zeros_and_tiny_values_are_no_trouble() {
+    let zeros = matrix(&[0.0; 64 * 32], 64);
+    assert!(zeros.multiply(&[1.0; 64]).iter().all(|value| *value == 0.0));
+    let ones = matrix(&[1.0; 64 * 32], 64);
+    assert!(ones.multiply(&[0.0; 64]).iter().all(|value| *value == 0.0));
+    assert!(ones.multiply(&[1e-44; 64]).iter().all(|value| value.is_finite()));
+    assert_eq!(ones.multiply(&[3.0; 64])[0], 192.0);
+}
+
+#[test]
+fn takes_a_quarter_of_f32_and_a_little() {
+    let matrix = Int8Matrix::new(576, 1_536);
+    assert!(matrix.bytes() * 100 <= 576 * 1_536 * 4 * 27, "{}", matrix.bytes());
+}
+
+#[test]
+fn what_is_not_a_number_shows() {
+    let ones = matrix(&[1.0; 128 * 32], 128);
+    for wrong in [f32::NAN, f32::INFINITY, -f32::NAN] {
+        let mut x = vec![1.0; 128];
+        x[70] = wrong;
+        assert!(ones.multiply(&x).iter().all(|value| value.is_nan()), "{wrong}");
+    }
+}

@@ -1,0 +1,73 @@
+//! In which numbers a model computes.
+
+use std::{fmt, str::FromStr};
+
+use crate::tensors::Tensors;
+
+/// How the weights of a model are kept, and so in which numbers its linear maps are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// [`Int8`](Self::Int8) for a file whose own weights have 8 bits or fewer, [`F32`](Self::F32) for others.
+    #[default]
+    Auto,
+    /// Floats of 32 bits: what the file says, exactly.
+    F32,
+    /// 8 bits in groups of 64 with a scale each, over activations brought to 8 bits likewise: a quarter of the memory, several
+    /// times the speed.
+    Int8,
+}
+
+/// What [`Precision`] comes to for one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    F32,
+    Int8,
+}
+
+/// Text that names no precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a precision. Choose auto, f32 or int8")]
+pub struct UnknownPrecision;
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPrecision> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(UnknownPrecision),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl Precision {
+    pub(crate) fn of(self, tensors: &Tensors<'_>) -> Numbers {
+        match self {
+            Self::Auto if tensors.are_quantised() => Numbers::Int8,
+            Self::Int8 => Numbers::Int8,
+            Self::Auto | Self::F32 => Numbers::F32,
+        }
+    }
+}
+
+impl Numbers {
+    /// The kernel set and precision. Changes whenever the order or rounding of any computation does.
+    pub(crate) fn numerics(self) -> &'static str {
+        match self {
+            Self::F32 => "f32-1",
+            Self::Int8 => "int8-1",
+        }
+    }
+}

@@ -36,6 +36,7 @@ pub(crate) struct Stateless<'a> {
     pub(crate) input: &'a [&'a Item],
     pub(crate) options: &'a GenerationOptions,
     pub(crate) seed: u64,
+    pub(crate) logprobs: Option<u32>,
     pub(crate) deadline: Duration,
 }
 
@@ -119,6 +120,7 @@ impl Models {
             &*replica,
             Turn {
                 seed: stateless.seed,
+                logprobs: stateless.logprobs,
                 deadline: Some((Instant::now() + stateless.deadline).into_std()),
                 tenant: stateless.tenant,
                 ..turn(stateless.input, stateless.options, History::Given)
@@ -142,6 +144,7 @@ fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, history: Hist
         items,
         options,
         seed: 0,
+        logprobs: None,
         forced: Vec::new(),
         deadline: None,
         tenant: "",

@@ -8,6 +8,7 @@ mod error;
 mod fake;
 mod lanes;
 mod load;
+mod logprobs;
 mod metrics;
 mod model;
 mod queue;
@@ -23,6 +24,7 @@ mod window;
 
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
+pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};

@@ -122,6 +122,7 @@ mod tests {
             sampling: Sampling::default(),
             max_tokens: 1,
             stop: vec![],
+            logprobs: None,
             forced: vec![],
             deadline: None,
             tenant: tenant.into(),

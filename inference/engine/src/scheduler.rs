@@ -17,12 +17,14 @@ use std::{
 };
 
 use crate::{
-    EngineError, EngineOptions, GenerateRequest, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenModel,
+    EngineError, EngineOptions, GenerateRequest, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
+    TokenModel,
     lanes::{Lanes, Taken},
     load::{Load, RunningGuard},
+    logprobs::Distribution,
     metrics::ReplicaMetrics,
     queue::{FairQueue, Job},
-    reply::{Limits, Reply},
+    reply::{Limits, Next, Reply},
     sampling::{Occurrences, Sampler},
 };
 
@@ -76,6 +78,7 @@ struct Running {
     lane: Lane,
     tenant: String,
     sampling: Sampling,
+    logprobs: Option<u32>,
     seen: Occurrences,
     /// Prompt and reply so far.
     tokens: Vec<TokenId>,
@@ -101,6 +104,21 @@ impl Running {
             tokens: &self.tokens[self.computed..end],
             want_logits: end == self.tokens.len(),
         })
+    }
+
+    /// The next token, from its row of logits, and its probability where that is wanted.
+    fn choose(
+        &mut self,
+        row: &mut [f32],
+        sampler: &mut Sampler,
+        codec: &dyn TextCodec,
+    ) -> Result<(TokenId, Option<TokenLogprob>), EngineError> {
+        let distribution = self.logprobs.map(|top| (Distribution::of(row), top));
+        let position = self.reply.len().into();
+        let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
+        let token =
+            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
+        Ok((token, distribution.map(|(distribution, top)| distribution.report(token, top, codec))))
     }
 }
 
@@ -206,7 +224,8 @@ impl Scheduler {
     fn start(&mut self, job: Job, now: Instant) {
         let (mut reply, request) = self.reply(job);
         if !request.forced.is_empty() || reply.room() == 0 {
-            reply.accept(&request.forced, &*self.codec, now);
+            let next = Next { tokens: &request.forced, logprob: None, is_last: false };
+            reply.accept(next, &*self.codec, now);
         }
         if reply.is_ended() {
             return self.queue.ended(&request.tenant);
@@ -225,6 +244,7 @@ impl Scheduler {
             lane,
             tenant: request.tenant,
             sampling: request.sampling,
+            logprobs: request.logprobs,
             seen,
             tokens,
             computed: reused,
@@ -284,18 +304,18 @@ impl Scheduler {
                 continue;
             }
             let Some(row) = rows.next() else { break };
-            let position = running.reply.len().into();
-            match self.sampler.choose(row, &running.sampling, &running.seen, position) {
-                Ok(token) => {
+            match running.choose(row, &mut self.sampler, &*self.codec) {
+                Ok((token, logprob)) => {
                     self.queue.charge(&running.tenant, 0, 1);
                     running.seen.add(token);
-                    running.reply.accept(&[token], &*self.codec, now);
+                    let next = Next { tokens: &[token], logprob, is_last: false };
+                    running.reply.accept(next, &*self.codec, now);
                     running.tokens.push(token);
                 }
-                Err(_) => {
+                Err(error) => {
                     // A lane's logits depend on that lane alone, so the neighbours' are good.
                     running.computed = 0;
-                    running.reply.fail(EngineError::ModelFailed("the model gave a logit that is not finite".into()));
+                    running.reply.fail(error);
                 }
             }
         }

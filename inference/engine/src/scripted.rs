@@ -2,7 +2,7 @@
 //!
 //! A reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
 //! and goes on with words; one word is one token. Limits, queue, deadline, cancellation and forced tokens work as in the real
-//! engine. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
+//! engine; every token is certain, so its log-probability is 0. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
 
 mod options;
 mod script;
@@ -218,7 +218,7 @@ impl Job {
             self.shared.metrics.first_token(self.submitted.elapsed());
         }
         let (tokens, finish) = self.script.advance(count);
-        let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text } if ids.is_empty() && text.is_empty());
+        let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text, .. } if ids.is_empty() && text.is_empty());
         if !empty && !self.sink.send(tokens) {
             self.shared.metrics.cancelled(self.script.said());
             return Err(Done);

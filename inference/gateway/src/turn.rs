@@ -31,6 +31,8 @@ pub struct Turn<'a> {
     pub options: &'a GenerationOptions,
     /// The seed of its random numbers.
     pub seed: u64,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub logprobs: Option<u32>,
     /// Tokens that an earlier attempt recorded.
     pub forced: Vec<TokenId>,
     /// When it is dropped.
@@ -66,6 +68,7 @@ pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateReq
         sampling: sampling(turn.options, turn.seed),
         max_tokens: turn.options.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(room),
         stop: turn.options.stop.clone(),
+        logprobs: turn.logprobs,
         forced: turn.forced,
         deadline: turn.deadline,
         tenant: turn.tenant.to_owned(),
@@ -180,7 +183,17 @@ mod tests {
     }
 
     fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, drop_oldest: bool) -> Turn<'a> {
-        Turn { items, options, seed: 7, forced: vec![3], deadline: None, tenant: "t", affinity: 9, drop_oldest }
+        Turn {
+            items,
+            options,
+            seed: 7,
+            logprobs: Some(2),
+            forced: vec![3],
+            deadline: None,
+            tenant: "t",
+            affinity: 9,
+            drop_oldest,
+        }
     }
 
     fn refused(options: GenerationOptions) -> String {
@@ -255,7 +268,7 @@ mod tests {
             prepare_turn(&replica(2000), turn(&refs(&items), &GenerationOptions::default(), false)).expect("fits");
         let defaults = Sampling { temperature: 0.2, top_p: 0.9, seed: 7, ..Sampling::default() };
         assert_eq!((open.max_tokens, open.sampling), (DEFAULT_MAX_TOKENS, defaults));
-        assert_eq!((open.forced, open.tenant.as_str(), open.affinity), (vec![3], "t", 9));
+        assert_eq!((open.forced, open.logprobs, open.tenant.as_str(), open.affinity), (vec![3], Some(2), "t", 9));
 
         let options = GenerationOptions {
             max_tokens: Some(20),

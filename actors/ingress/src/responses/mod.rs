@@ -167,7 +167,7 @@ async fn start(
         (Place::Unstored, None) => {
             let instructions = instructions.map(|text| Item { role: Role::System, text });
             call.input.splice(..0, instructions);
-            return call::generate(app, tenant, call).await;
+            return call::generate(app, tenant, call, None).await;
         }
     };
     call::submit(app, tenant, call, DurableCall { instructions, ..durable }, headers).await

@@ -3,6 +3,7 @@
 mod bad_input;
 mod chat;
 mod conversations;
+mod logprobs;
 mod operations;
 mod responses;
 mod sockets;

@@ -27,6 +27,18 @@ def chat_stream(client):
     assert chunks[-1].usage.total_tokens > 0 and not chunks[-1].choices, chunks[-1]
 
 
+def probabilities(client):
+    messages = [{"role": "user", "content": "nine"}]
+    asked = {"model": "scripted", "messages": messages, "logprobs": True, "top_logprobs": 3}
+    choice = client.chat.completions.create(**asked).choices[0]
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content, tokens
+    assert tokens[0].token == mark("nine") and tokens[0].top_logprobs[0].token == tokens[0].token, tokens[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
+    assert streamed == tokens, streamed
+
+
 def responses(client):
     first = client.responses.create(model="scripted", input="three")
     assert first.output_text.startswith(mark("three")) and first.status == "completed", first
@@ -83,7 +95,7 @@ def errors(client):
 def main():
     client = openai.OpenAI(base_url=sys.argv[1], api_key="any")
     assert "scripted" in [model.id for model in client.models.list()]
-    for check in [chat, chat_stream, responses, responses_stream, sessions_and_keys, errors]:
+    for check in [chat, chat_stream, probabilities, responses, responses_stream, sessions_and_keys, errors]:
         check(client)
         print(f"ok {check.__name__}")
 

@@ -21,6 +21,7 @@ fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
         sampling: Sampling::default(),
         max_tokens: 100,
         stop: vec![],
+        logprobs: None,
         forced: vec![],
         deadline: None,
         tenant: "t".into(),

@@ -143,10 +143,6 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         ("tools" | "functions", Value::Array(tools)) => tools.is_empty(),
         ("tool_choice" | "function_call", Value::String(choice)) => choice == "none" || choice == "auto",
         ("modalities", Value::Array(kinds)) => kinds.iter().all(|kind| kind == "text"),
-        ("response_format", Value::Object(format)) => format.get("type").is_none_or(|kind| kind == "text"),
-        ("text", Value::Object(text)) => {
-            text.get("format").is_none_or(|format| format.get("type").is_none_or(|kind| kind == "text"))
-        }
         ("truncation", Value::String(how)) => how == "auto" || how == "disabled",
         ("reasoning", Value::Object(_)) | ("reasoning_effort", Value::String(_)) => true,
         ("stream_options", Value::Object(_)) => true,
@@ -167,9 +163,7 @@ const NOT_YET: &[&str] = &[
     "prompt",
     "reasoning",
     "reasoning_effort",
-    "response_format",
     "stream_options",
-    "text",
     "tools",
     "top_logprobs",
     "web_search_options",

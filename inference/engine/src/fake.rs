@@ -126,6 +126,7 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
         max_tokens,
         stop: vec![],
         logprobs: None,
+        grammar: None,
         forced: vec![],
         deadline: None,
         tenant: "t".into(),

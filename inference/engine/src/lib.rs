@@ -6,6 +6,7 @@ mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
+mod grammar;
 mod lanes;
 mod load;
 mod logprobs;
@@ -24,6 +25,7 @@ mod window;
 
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
+pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};

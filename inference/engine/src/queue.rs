@@ -123,6 +123,7 @@ mod tests {
             max_tokens: 1,
             stop: vec![],
             logprobs: None,
+            grammar: None,
             forced: vec![],
             deadline: None,
             tenant: tenant.into(),

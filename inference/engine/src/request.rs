@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EngineError, TokenLogprob};
+use crate::{EngineError, Grammar, TokenLogprob};
 
 /// A token's number in its model's vocabulary.
 pub type TokenId = u32;
@@ -81,6 +81,8 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Whether every token is reported with its probability, and with how many alternatives.
     pub logprobs: Option<u32>,
+    /// What the reply is held to; compiled by the same replica's [`Replica::compile`](crate::Replica::compile).
+    pub grammar: Option<Grammar>,
     /// Tokens that the reply begins with: recorded by an earlier attempt, continued exactly. Their text is reported again.
     pub forced: Vec<TokenId>,
     /// When the request is dropped, started or not.

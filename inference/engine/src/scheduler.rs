@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    EngineError, EngineOptions, GenerateRequest, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
+    EngineError, EngineOptions, GenerateRequest, Grammar, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
     TokenModel,
     lanes::{Lanes, Taken},
     load::{Load, RunningGuard},
@@ -79,6 +79,8 @@ struct Running {
     tenant: String,
     sampling: Sampling,
     logprobs: Option<u32>,
+    /// Invariant: has followed the reply's part of `tokens`.
+    grammar: Option<Grammar>,
     seen: Occurrences,
     /// Prompt and reply so far.
     tokens: Vec<TokenId>,
@@ -89,6 +91,14 @@ struct Running {
     reply: Reply,
     deadline: Option<Instant>,
     _guard: RunningGuard,
+}
+
+/// The next token of a reply.
+struct Chosen {
+    token: TokenId,
+    logprob: Option<TokenLogprob>,
+    /// Whether the grammar allows nothing behind it.
+    is_last: bool,
 }
 
 impl Running {
@@ -106,19 +116,18 @@ impl Running {
         })
     }
 
-    /// The next token, from its row of logits, and its probability where that is wanted.
-    fn choose(
-        &mut self,
-        row: &mut [f32],
-        sampler: &mut Sampler,
-        codec: &dyn TextCodec,
-    ) -> Result<(TokenId, Option<TokenLogprob>), EngineError> {
+    /// The next token, from its row of logits.
+    fn choose(&mut self, row: &mut [f32], sampler: &mut Sampler, codec: &dyn TextCodec) -> Result<Chosen, EngineError> {
         let distribution = self.logprobs.map(|top| (Distribution::of(row), top));
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(row)?;
+        }
         let position = self.reply.len().into();
         let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
         let token =
             chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
-        Ok((token, distribution.map(|(distribution, top)| distribution.report(token, top, codec))))
+        let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, codec));
+        Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], codec)? })
     }
 }
 
@@ -222,10 +231,13 @@ impl Scheduler {
     }
 
     fn start(&mut self, job: Job, now: Instant) {
-        let (mut reply, request) = self.reply(job);
-        if !request.forced.is_empty() || reply.room() == 0 {
-            let next = Next { tokens: &request.forced, logprob: None, is_last: false };
-            reply.accept(next, &*self.codec, now);
+        let (mut reply, mut request) = self.reply(job);
+        match follow(request.grammar.as_mut(), &request.forced, &*self.codec) {
+            Err(error) => reply.fail(error),
+            Ok(is_last) if !request.forced.is_empty() || reply.room() == 0 => {
+                reply.accept(Next { tokens: &request.forced, logprob: None, is_last }, &*self.codec, now);
+            }
+            Ok(_) => {}
         }
         if reply.is_ended() {
             return self.queue.ended(&request.tenant);
@@ -245,6 +257,7 @@ impl Scheduler {
             tenant: request.tenant,
             sampling: request.sampling,
             logprobs: request.logprobs,
+            grammar: request.grammar,
             seen,
             tokens,
             computed: reused,
@@ -305,10 +318,10 @@ impl Scheduler {
             }
             let Some(row) = rows.next() else { break };
             match running.choose(row, &mut self.sampler, &*self.codec) {
-                Ok((token, logprob)) => {
+                Ok(Chosen { token, logprob, is_last }) => {
                     self.queue.charge(&running.tenant, 0, 1);
                     running.seen.add(token);
-                    let next = Next { tokens: &[token], logprob, is_last: false };
+                    let next = Next { tokens: &[token], logprob, is_last };
                     running.reply.accept(next, &*self.codec, now);
                     running.tokens.push(token);
                 }
@@ -358,6 +371,16 @@ impl Scheduler {
         let mean = self.step_seconds.get_or_insert(step);
         *mean += (step - *mean) * NEWEST_STEP;
     }
+}
+
+/// Takes a grammar, where there is one, behind `tokens`. Whether it allows nothing more.
+fn follow(grammar: Option<&mut Grammar>, tokens: &[TokenId], codec: &dyn TextCodec) -> Result<bool, EngineError> {
+    let Some(grammar) = grammar else { return Ok(false) };
+    // The end is the reply's matter.
+    if !tokens.iter().any(|&token| codec.is_end(token)) {
+        grammar.follow(tokens)?;
+    }
+    Ok(grammar.is_complete())
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

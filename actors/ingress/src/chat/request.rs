@@ -5,7 +5,7 @@ use parlance_cluster_protocol::Origin;
 use crate::{
     api_error::ApiError,
     call::Call,
-    generation,
+    format, generation,
     json::{Object, missing, parse_object},
     messages,
 };
@@ -33,6 +33,7 @@ impl ChatRequest {
         options.model = generation::model(&mut body, model_header)?;
         options.stop = generation::stop(&mut body)?;
         options.max_tokens = token_limit(&mut body)?;
+        options.format = format::of_chat(&mut body)?;
         one_choice(&mut body)?;
         let seed = generation::seed(&mut body)?;
         let user = generation::user(&mut body)?;

@@ -2,10 +2,10 @@
 
 use sha2::{Digest, Sha256};
 
-use super::ScriptedOptions;
+use super::{ScriptedOptions, document};
 use crate::{
-    Finish, GenerateEvent, GenerateRequest, Likelihood, TokenId, TokenLogprob, TokenUsage, logprobs::Unreported,
-    random, text::TextAssembler,
+    EngineError, Finish, GenerateEvent, GenerateRequest, Likelihood, TokenId, TokenLogprob, TokenUsage,
+    logprobs::Unreported, random, text::TextAssembler,
 };
 
 /// Hexadecimal digits of the message's SHA-256 that a reply begins with.
@@ -43,6 +43,8 @@ pub(super) struct Script {
     digest: [u8; 32],
     words: u64,
     tokens: u32,
+    /// What is said instead of words.
+    document: Option<Vec<TokenId>>,
     max_tokens: u32,
     forced: Vec<TokenId>,
     prompt_tokens: u32,
@@ -56,13 +58,16 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Self {
+    pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Result<Self, EngineError> {
         let digest: [u8; 32] = Sha256::digest(request.prompt.last_user_text.as_bytes()).into();
         let message = u64::from_le_bytes(std::array::from_fn(|n| digest[8 + n]));
-        Self {
+        let document = request.grammar.map(|g| document::write(g, &request.forced, request.max_tokens as usize));
+        let document = document.transpose()?;
+        Ok(Self {
             digest,
             words: random::bits(options.seed, message),
-            tokens: options.tokens,
+            tokens: document.as_ref().map_or(options.tokens, |document| document.len() as u32),
+            document,
             max_tokens: request.max_tokens,
             forced: request.forced,
             prompt_tokens: request.prompt.token_count,
@@ -71,7 +76,7 @@ impl Script {
             out: 0,
             logprobs: request.logprobs,
             unreported: Unreported::default(),
-        }
+        })
     }
 
     /// Tokens that are there before any time was spent on generating.
@@ -111,7 +116,9 @@ impl Script {
     fn say(&mut self, text: &mut String) -> TokenId {
         let scripted = self.scripted(self.said);
         let id = self.forced.get(self.said as usize).copied().unwrap_or(scripted);
-        let bytes = if id == scripted && self.said == 0 {
+        let bytes = if self.document.is_some() {
+            document::bytes(id).to_vec()
+        } else if id == scripted && self.said == 0 {
             self.digest_digits().into_bytes()
         } else {
             WORDS[id as usize % WORDS.len()].into()
@@ -127,6 +134,9 @@ impl Script {
     }
 
     fn scripted(&self, position: u32) -> TokenId {
+        if let Some(document) = &self.document {
+            return document[position as usize];
+        }
         if position == 0 {
             let head = u32::from_be_bytes(std::array::from_fn(|n| self.digest[n]));
             return DIGEST_TOKEN | (head >> 1);

@@ -22,6 +22,7 @@ fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
         max_tokens: 100,
         stop: vec![],
         logprobs: None,
+        grammar: None,
         forced: vec![],
         deadline: None,
         tenant: "t".into(),

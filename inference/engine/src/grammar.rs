@@ -80,24 +80,9 @@ impl GrammarCompiler {
     ///
     /// [`EngineError::Schema`] says what it cannot be held to.
     pub(crate) fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
-        if schema.len() > MAX_SCHEMA_BYTES {
-            let message = format!("it has {} bytes; at most {MAX_SCHEMA_BYTES} are allowed", schema.len());
-            return Err(EngineError::Schema(message));
-        }
-        let mut schema: Value = serde_json::from_str(schema).map_err(|error| EngineError::Schema(error.to_string()))?;
-        if !schema.is_object() {
-            return Err(EngineError::Schema("it is not an object".to_owned()));
-        }
-        multiples::check(&schema).map_err(EngineError::Schema)?;
-        formats::tighten(&mut schema);
-        let options =
-            JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };
-        // In place of what the caller may have put there: none of it may make the grammar more lenient than the schema.
-        options.apply_to(&mut schema);
-        let compiled =
-            catch_unwind(AssertUnwindSafe(|| self.0.create_parser(TopLevelGrammar::from_json_schema(schema))));
-        let parser =
-            compiled.map_err(|_| EngineError::Schema("its combination of keywords is not supported".to_owned()))?;
+        let grammar = TopLevelGrammar::from_json_schema(read(schema).map_err(EngineError::Schema)?);
+        let unsupported = |_| EngineError::Schema("its combination of keywords is not supported".to_owned());
+        let parser = catch_unwind(AssertUnwindSafe(|| self.0.create_parser(grammar))).map_err(unsupported)?;
         let matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
             return Err(EngineError::Schema(error));
@@ -106,6 +91,24 @@ impl GrammarCompiler {
         matcher.clone().compute_mask().map_err(|_| EngineError::Schema("it leads nowhere".to_owned()))?;
         Ok(Grammar(Box::new(matcher)))
     }
+}
+
+/// Reads a schema and puts our own rules into it, or says what is wrong with it.
+fn read(schema: &str) -> Result<Value, String> {
+    if schema.len() > MAX_SCHEMA_BYTES {
+        return Err(format!("it has {} bytes; at most {MAX_SCHEMA_BYTES} are allowed", schema.len()));
+    }
+    let mut schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+    if !schema.is_object() {
+        return Err("it is not an object".to_owned());
+    }
+    multiples::check(&schema)?;
+    formats::tighten(&mut schema);
+    let options =
+        JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };
+    // In place of what the caller may have put there: none of it may make the grammar more lenient than the schema.
+    options.apply_to(&mut schema);
+    Ok(schema)
 }
 
 /// How far a reply has come that a grammar governs.

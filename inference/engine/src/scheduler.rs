@@ -232,13 +232,7 @@ impl Scheduler {
 
     fn start(&mut self, job: Job, now: Instant) {
         let (mut reply, mut request) = self.reply(job);
-        match follow(request.grammar.as_mut(), &request.forced, &*self.codec) {
-            Err(error) => reply.fail(error),
-            Ok(is_last) if !request.forced.is_empty() || reply.room() == 0 => {
-                reply.accept(Next { tokens: &request.forced, logprob: None, is_last }, &*self.codec, now);
-            }
-            Ok(_) => {}
-        }
+        self.repeat(&mut reply, &mut request, now);
         if reply.is_ended() {
             return self.queue.ended(&request.tenant);
         }
@@ -266,6 +260,17 @@ impl Scheduler {
             deadline: request.deadline,
             _guard: self.load.run(),
         });
+    }
+
+    /// Begins the reply with what an earlier attempt recorded of it.
+    fn repeat(&self, reply: &mut Reply, request: &mut GenerateRequest, now: Instant) {
+        match follow(request.grammar.as_mut(), &request.forced, &*self.codec) {
+            Err(error) => reply.fail(error),
+            Ok(is_last) if !request.forced.is_empty() || reply.room() == 0 => {
+                reply.accept(Next { tokens: &request.forced, logprob: None, is_last }, &*self.codec, now);
+            }
+            Ok(_) => {}
+        }
     }
 
     /// The reply to a job that leaves the queue, and what is left of its request.

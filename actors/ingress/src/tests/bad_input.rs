@@ -46,6 +46,7 @@ const CHAT_FIELDS: &[(&str, &str, &str)] = &[
     (r#""tools": [{"type": "function"}]"#, "unsupported_value", "tools"),
     (r#""functions": [{}]"#, "unsupported_value", "functions"),
     (r#""tool_choice": "required""#, "unsupported_value", "tool_choice"),
+    (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "unsupported_value", "tool_choice"),
     (r#""logprobs": "yes""#, "invalid_value", "logprobs"),
     (r#""logprobs": true, "top_logprobs": 21"#, "invalid_value", "top_logprobs"),
     (r#""logprobs": true, "top_logprobs": -1"#, "invalid_value", "top_logprobs"),

@@ -29,7 +29,7 @@ fn content(answer: &Value) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {answer}"))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chat_is_answered_in_the_format_asked_for() {
     let face = Face::new(FAST).await;
     let expected = json!({ "city": "Paris", "people": 20 });

@@ -34,8 +34,11 @@ pub(super) fn write(mut grammar: Grammar, forced: &[TokenId], most: usize) -> Re
     while !grammar.is_complete() && tokens.len() < most {
         let mut row = [0.0; BYTES.len() + 1];
         grammar.mask(&mut row)?;
-        let allowed = (0..=END).filter(|&id| row[id as usize] != NEVER);
-        let Some(next) = allowed.min_by_key(|&id| (reluctance(id), id)).filter(|&id| id != END) else { break };
+        let allowed = |id: &TokenId| row[*id as usize] != NEVER;
+        // Only inside a text could this letter come.
+        let in_text = allowed(&b'z'.into());
+        let next = (0..=END).filter(allowed).min_by_key(|&id| (reluctance(id, in_text), id));
+        let Some(next) = next.filter(|&id| id != END) else { break };
         grammar.follow(&[next])?;
         tokens.push(next);
     }
@@ -48,10 +51,11 @@ pub(super) fn bytes(token: TokenId) -> &'static [u8] {
 }
 
 /// Ends first, then whatever closes what is open, then plain text; whatever opens something comes last.
-fn reluctance(token: TokenId) -> u8 {
+fn reluctance(token: TokenId, in_text: bool) -> u8 {
     match u8::try_from(token) {
         Err(_) => 0,
-        Ok(b'}' | b']') => 1,
+        Ok(b'"') if in_text => 1,
+        Ok(b'}' | b']') if !in_text => 1,
         Ok(b'"') => 2,
         Ok(byte) if byte.is_ascii_alphanumeric() => 3,
         Ok(b'{' | b'[') => 6,

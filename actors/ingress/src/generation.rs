@@ -118,7 +118,6 @@ pub(crate) fn user(body: &mut Object) -> Result<Option<String>, ApiError> {
 const HARMLESS: &[&str] = &[
     "background",
     "extra_body",
-    "include",
     "max_tool_calls",
     "metadata",
     "moderation",
@@ -139,6 +138,7 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         ("n", Value::Number(n)) => n.as_u64() == Some(1),
         ("logprobs" | "background", Value::Bool(on)) => !on,
         ("top_logprobs", Value::Number(n)) => n.as_u64() == Some(0),
+        ("include", Value::Array(parts)) => !parts.iter().any(|part| part == "message.output_text.logprobs"),
         ("logit_bias", Value::Object(bias)) => bias.is_empty(),
         ("tools" | "functions", Value::Array(tools)) => tools.is_empty(),
         ("tool_choice" | "function_call", Value::String(choice)) => choice == "none" || choice == "auto",
@@ -175,7 +175,9 @@ pub(crate) fn check_rest(body: &Object) -> Result<(), ApiError> {
         if is_neutral(name, value) {
             continue;
         }
-        if NOT_YET.contains(&name.as_str()) || matches!(name.as_str(), "background" | "tool_choice" | "truncation") {
+        if NOT_YET.contains(&name.as_str())
+            || matches!(name.as_str(), "background" | "include" | "tool_choice" | "truncation")
+        {
             let message = format!("Unsupported value: '{name}' with this value is not supported by this server.");
             return Err(ApiError::unsupported(name.as_str(), message));
         }

@@ -163,6 +163,13 @@ const BODIES: &[BodyCase] = &[
     (RESPONSES, b"{\"input\": \"x\", \"conversation\": \"a\", \"store\": false}", 400, "unsupported_value", Some("store")),
     (RESPONSES, b"{\"input\": \"x\", \"background\": true}", 400, "unsupported_value", Some("background")),
     (RESPONSES, b"{\"input\": \"x\", \"metadata\": {\"a\": 1}}", 400, "invalid_value", Some("metadata.a")),
+    (
+        RESPONSES,
+        b"{\"input\": \"x\", \"include\": [\"message.output_text.logprobs\"]}",
+        400,
+        "unsupported_value",
+        Some("include"),
+    ),
     (RESPONSES, b"{\"input\": \"x\", \"text\": {\"format\": {}}}", 400, "invalid_value", Some("text.format.type")),
     (
         RESPONSES,

@@ -145,7 +145,9 @@ fn status(refusal: &Refusal) -> StatusCode {
         Refusal::InvalidValue { .. }
         | Refusal::ContextExceeded(_)
         | Refusal::Blocked { .. }
-        | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_)) => StatusCode::BAD_REQUEST,
+        | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_) | EngineError::Schema(_)) => {
+            StatusCode::BAD_REQUEST
+        }
         Refusal::ModelNotFound { .. } | Refusal::SessionNotFound => StatusCode::NOT_FOUND,
         Refusal::IdempotencyConflict | Refusal::SessionExists | Refusal::SessionMovedOn => StatusCode::CONFLICT,
         // The caller's own limits, as against ours below.

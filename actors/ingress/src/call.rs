@@ -154,8 +154,8 @@ impl DurableCall {
     }
 }
 
-/// Generates outside any session.
-pub(crate) async fn generate(app: &App, tenant: &Tenant, call: Call) -> Result<Reply, ApiError> {
+/// Generates outside any session. `logprobs`: whether every token is reported with its probability, and with how many alternatives.
+pub(crate) async fn generate(app: &App, tenant: &Tenant, call: Call, logprobs: Option<u32>) -> Result<Reply, ApiError> {
     let id = ids::fresh_turn();
     let request = StatelessRequest {
         id,
@@ -163,6 +163,7 @@ pub(crate) async fn generate(app: &App, tenant: &Tenant, call: Call) -> Result<R
         input: call.input,
         options: call.options,
         seed: call.seed,
+        logprobs,
     };
     Ok(Reply::stateless(id, app.node.generate(request).await?))
 }

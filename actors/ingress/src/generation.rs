@@ -118,7 +118,6 @@ pub(crate) fn user(body: &mut Object) -> Result<Option<String>, ApiError> {
 const HARMLESS: &[&str] = &[
     "background",
     "extra_body",
-    "include",
     "max_tool_calls",
     "metadata",
     "moderation",
@@ -139,14 +138,11 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         ("n", Value::Number(n)) => n.as_u64() == Some(1),
         ("logprobs" | "background", Value::Bool(on)) => !on,
         ("top_logprobs", Value::Number(n)) => n.as_u64() == Some(0),
+        ("include", Value::Array(parts)) => !parts.iter().any(|part| part == "message.output_text.logprobs"),
         ("logit_bias", Value::Object(bias)) => bias.is_empty(),
         ("tools" | "functions", Value::Array(tools)) => tools.is_empty(),
         ("tool_choice" | "function_call", Value::String(choice)) => choice == "none" || choice == "auto",
         ("modalities", Value::Array(kinds)) => kinds.iter().all(|kind| kind == "text"),
-        ("response_format", Value::Object(format)) => format.get("type").is_none_or(|kind| kind == "text"),
-        ("text", Value::Object(text)) => {
-            text.get("format").is_none_or(|format| format.get("type").is_none_or(|kind| kind == "text"))
-        }
         ("truncation", Value::String(how)) => how == "auto" || how == "disabled",
         ("reasoning", Value::Object(_)) | ("reasoning_effort", Value::String(_)) => true,
         ("stream_options", Value::Object(_)) => true,
@@ -167,9 +163,7 @@ const NOT_YET: &[&str] = &[
     "prompt",
     "reasoning",
     "reasoning_effort",
-    "response_format",
     "stream_options",
-    "text",
     "tools",
     "top_logprobs",
     "web_search_options",
@@ -181,7 +175,9 @@ pub(crate) fn check_rest(body: &Object) -> Result<(), ApiError> {
         if is_neutral(name, value) {
             continue;
         }
-        if NOT_YET.contains(&name.as_str()) || matches!(name.as_str(), "background" | "tool_choice" | "truncation") {
+        if NOT_YET.contains(&name.as_str())
+            || matches!(name.as_str(), "background" | "include" | "tool_choice" | "truncation")
+        {
             let message = format!("Unsupported value: '{name}' with this value is not supported by this server.");
             return Err(ApiError::unsupported(name.as_str(), message));
         }

@@ -17,6 +17,7 @@ mod call;
 mod chat;
 mod conversations;
 mod error;
+mod format;
 mod frame;
 mod generation;
 mod guarded;

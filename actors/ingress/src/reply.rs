@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parlance_actors_runtime::{Sessions, TurnEvent, TurnOutcome, TurnStream};
 use parlance_cluster_protocol::{SessionKey, TurnId};
+use parlance_inference_engine::TokenLogprob;
 use tokio::time::sleep;
 
 use crate::{
@@ -27,6 +28,8 @@ pub(crate) enum ReplyEvent {
         end: usize,
         /// The new text.
         text: String,
+        /// The tokens whose text began to come out, where they were asked for.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The turn was answered anew and departs from what was shown: only the first `to` bytes stand.
     Rewound {
@@ -54,6 +57,8 @@ pub(crate) struct Reply {
     shown: Shown,
     /// Bytes that the present stream gave.
     position: usize,
+    /// Probabilities that are still to be told.
+    logprobs: Vec<TokenLogprob>,
     /// The end, while steps before it are still to be told.
     outcome: Option<TurnOutcome>,
     tries: u32,
@@ -79,7 +84,7 @@ impl Reply {
 
     fn of(turn: TurnId, stream: TurnStream, home: Option<Home>, had: usize) -> Self {
         let shown = Shown::after(had);
-        Self { turn, stream, home, shown, position: 0, outcome: None, tries: 0, over: false }
+        Self { turn, stream, home, shown, position: 0, logprobs: Vec::new(), outcome: None, tries: 0, over: false }
     }
 
     /// The turn.
@@ -100,10 +105,16 @@ impl Reply {
     pub(crate) async fn next(&mut self) -> Option<ReplyEvent> {
         loop {
             match self.shown.next_step() {
-                Some(Step::Delta { end, text }) => return Some(ReplyEvent::Delta { end, text }),
+                Some(Step::Delta { end, text }) => {
+                    return Some(ReplyEvent::Delta { end, text, logprobs: std::mem::take(&mut self.logprobs) });
+                }
                 Some(Step::Rewound { to }) => return Some(ReplyEvent::Rewound { to }),
                 None if self.over => return None,
                 None => {}
+            }
+            if self.outcome.is_some() && !self.logprobs.is_empty() {
+                let (end, logprobs) = (self.shown.text().len(), std::mem::take(&mut self.logprobs));
+                return Some(ReplyEvent::Delta { end, text: String::new(), logprobs });
             }
             if let Some(outcome) = self.outcome.take() {
                 self.over = true;
@@ -117,12 +128,19 @@ impl Reply {
     }
 
     /// Waits for the end alone.
-    pub(crate) async fn outcome(mut self) -> Result<TurnOutcome, ApiError> {
+    pub(crate) async fn outcome(self) -> Result<TurnOutcome, ApiError> {
+        self.scored_outcome().await.map(|(outcome, _)| outcome)
+    }
+
+    /// Waits for the end, and says how probable the tokens were, where that was asked for.
+    pub(crate) async fn scored_outcome(mut self) -> Result<(TurnOutcome, Vec<TokenLogprob>), ApiError> {
+        let mut all = Vec::new();
         while let Some(event) = self.next().await {
             match event {
-                ReplyEvent::Ended(outcome) => return Ok(outcome),
+                ReplyEvent::Ended(outcome) => return Ok((outcome, all)),
                 ReplyEvent::Lost(error) => return Err(error),
-                ReplyEvent::Delta { .. } | ReplyEvent::Rewound { .. } => {}
+                ReplyEvent::Delta { logprobs, .. } => all.extend(logprobs),
+                ReplyEvent::Rewound { .. } => {}
             }
         }
         Err(lost())
@@ -130,10 +148,11 @@ impl Reply {
 
     async fn advance(&mut self) -> Result<(), ApiError> {
         match self.stream.next().await {
-            Some(TurnEvent::Delta { end, text }) => {
+            Some(TurnEvent::Delta { end, text, logprobs }) => {
                 self.tries = 0;
                 self.shown.take(self.position, &text);
                 self.position = end;
+                self.logprobs.extend(logprobs);
             }
             Some(TurnEvent::Ended(outcome)) => {
                 if let TurnOutcome::Replied(replied) = &outcome {

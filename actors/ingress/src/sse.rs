@@ -9,6 +9,7 @@ use axum::{
 use futures_util::stream;
 use http::{HeaderValue, header};
 use parlance_actors_runtime::TurnOutcome;
+use parlance_inference_engine::TokenLogprob;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -28,8 +29,8 @@ const COMMENT: &[u8] = b": keep-alive\n\n";
 pub(crate) trait Render: Send + 'static {
     /// Before any text.
     fn begin(&mut self, out: &mut Frames);
-    /// More text, which ends at byte `end` of the reply.
-    fn delta(&mut self, end: usize, text: &str, out: &mut Frames);
+    /// More text, which ends at byte `end` of the reply, and the tokens whose text began to come out, where they were asked for.
+    fn delta(&mut self, end: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Frames);
     /// The end; `text` is all of the reply.
     fn end(&mut self, outcome: &TurnOutcome, text: &str, out: &mut Frames);
     /// The stream breaks off with an error.
@@ -124,7 +125,9 @@ impl<R: Render> Source<R> {
 
     fn on_event(&mut self, event: Option<ReplyEvent>) {
         match event {
-            Some(ReplyEvent::Delta { end, text }) => self.render.delta(end, &text, &mut self.frames),
+            Some(ReplyEvent::Delta { end, text, logprobs }) => {
+                self.render.delta(end, &text, &logprobs, &mut self.frames);
+            }
             Some(ReplyEvent::Ended(outcome)) => {
                 if let TurnOutcome::Failed(failed) = &outcome {
                     self.count(&ApiError::from_failed(failed));

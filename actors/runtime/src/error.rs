@@ -102,7 +102,7 @@ impl Refusal {
     /// The code of the public interface, from a closed set.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::InvalidValue { .. } => "invalid_value",
+            Self::InvalidValue { .. } | Self::Engine(EngineError::Schema(_)) => "invalid_value",
             Self::ContextExceeded(_) | Self::Engine(EngineError::ContextExceeded { .. }) => "context_length_exceeded",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::SessionNotFound => "session_not_found",

@@ -2,7 +2,7 @@
 
 use parlance_actors_guard::{Block, Guards, InputVerdict, OutputReview, OutputVerdict};
 use parlance_cluster_protocol::Item;
-use parlance_inference_engine::{EventSink, GenerateEvent};
+use parlance_inference_engine::{EventSink, GenerateEvent, TokenId, TokenLogprob};
 
 use crate::Refusal;
 
@@ -54,6 +54,20 @@ impl<S: Blockable> Guarded<S> {
         Self { sink, review: guards.output.begin(tenant), blocked: false }
     }
 
+    /// Probabilities spell out their tokens, so they pass only with a text that passes unchanged and at once.
+    fn review_tokens(&mut self, ids: Vec<TokenId>, text: String, mut logprobs: Vec<TokenLogprob>) -> bool {
+        let said = (!logprobs.is_empty()).then(|| text.clone());
+        match self.review.push(text) {
+            OutputVerdict::Release(text) => {
+                if said.is_some_and(|said| said != text) {
+                    logprobs.clear();
+                }
+                self.sink.send(GenerateEvent::Tokens { ids, text, logprobs })
+            }
+            OutputVerdict::Blocked(block) => self.block(block),
+        }
+    }
+
     fn block(&mut self, block: Block) -> bool {
         self.blocked = true;
         self.sink.blocked(block.into());
@@ -68,14 +82,12 @@ impl<S: Blockable> EventSink for Guarded<S> {
             return false;
         }
         match event {
-            GenerateEvent::Tokens { ids, text } => match self.review.push(text) {
-                OutputVerdict::Release(text) => self.sink.send(GenerateEvent::Tokens { ids, text }),
-                OutputVerdict::Blocked(block) => self.block(block),
-            },
+            GenerateEvent::Tokens { ids, text, logprobs } => self.review_tokens(ids, text, logprobs),
             GenerateEvent::Finished { .. } => match self.review.finish() {
                 OutputVerdict::Release(text) if text.is_empty() => self.sink.send(event),
                 OutputVerdict::Release(text) => {
-                    self.sink.send(GenerateEvent::Tokens { ids: Vec::new(), text }) && self.sink.send(event)
+                    self.sink.send(GenerateEvent::Tokens { ids: Vec::new(), text, logprobs: Vec::new() })
+                        && self.sink.send(event)
                 }
                 OutputVerdict::Blocked(block) => self.block(block),
             },

@@ -9,7 +9,11 @@ use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
 use parlance_inference_engine::{GenerateRequest, Replica};
 use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
-use tokio::time::Instant;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::block_in_place,
+    time::Instant,
+};
 
 use crate::{Refusal, clock::Clock, model_worker::ModelWorkerHandle};
 
@@ -36,6 +40,7 @@ pub(crate) struct Stateless<'a> {
     pub(crate) input: &'a [&'a Item],
     pub(crate) options: &'a GenerationOptions,
     pub(crate) seed: u64,
+    pub(crate) logprobs: Option<u32>,
     pub(crate) deadline: Duration,
 }
 
@@ -80,7 +85,7 @@ impl Models {
         let instructions = instructions.map(|text| Item { role: Role::System, text: text.to_owned() });
         let items: Vec<&Item> = instructions.iter().chain(items).collect();
         if !items.is_empty() {
-            prepare_turn(&*replica, turn(&items, options, History::Given))?;
+            prepare(&*replica, turn(&items, options, History::Given))?;
         }
         Ok(())
     }
@@ -98,7 +103,7 @@ impl Models {
         let continues = order.forced_model.as_ref() == Some(&tag);
         let forced = if continues { order.forced.clone() } else { Vec::new() };
         let left = Duration::from_millis(order.deadline.0.saturating_sub(clock.now().0));
-        let request = prepare_turn(
+        let request = prepare(
             &*replica,
             Turn {
                 seed: order.seed,
@@ -115,10 +120,11 @@ impl Models {
     /// Renders a generation outside any session.
     pub(crate) fn plan_stateless(&self, stateless: Stateless<'_>) -> Result<Planned, Refusal> {
         let replica = self.0.registry.route(&stateless.options.model, 0)?;
-        let request = prepare_turn(
+        let request = prepare(
             &*replica,
             Turn {
                 seed: stateless.seed,
+                logprobs: stateless.logprobs,
                 deadline: Some((Instant::now() + stateless.deadline).into_std()),
                 tenant: stateless.tenant,
                 ..turn(stateless.input, stateless.options, History::Given)
@@ -137,11 +143,21 @@ impl Models {
     }
 }
 
+/// Compiling a format may take tenths of a second, for which no other task of a worker thread shall wait.
+fn prepare(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateRequest, GatewayError> {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    if turn.options.format.is_some() && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
+        return block_in_place(|| prepare_turn(replica, turn));
+    }
+    prepare_turn(replica, turn)
+}
+
 fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, history: History) -> Turn<'a> {
     Turn {
         items,
         options,
         seed: 0,
+        logprobs: None,
         forced: Vec::new(),
         deadline: None,
         tenant: "",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Replied, TurnFailed, TurnId, UserHash,
 };
-use parlance_inference_engine::CancelHandle;
+use parlance_inference_engine::{CancelHandle, TokenLogprob};
 use tokio::sync::watch;
 
 /// What a client asks of a session.
@@ -65,6 +65,8 @@ pub enum TurnEvent {
         end: usize,
         /// The new text.
         text: String,
+        /// The tokens whose text began to come out since the last delta, where they were asked for.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The end. The deltas' texts together are the reply's text.
     Ended(TurnOutcome),
@@ -75,6 +77,8 @@ pub enum TurnEvent {
 #[derive(Debug, Default)]
 struct TurnState {
     text: String,
+    /// Empty unless asked for.
+    logprobs: Vec<TokenLogprob>,
     outcome: Option<TurnOutcome>,
 }
 
@@ -88,8 +92,16 @@ impl TurnWriter {
     }
 
     pub(crate) fn push(&self, text: &str) {
-        if !text.is_empty() {
-            self.0.send_modify(|state| state.text.push_str(text));
+        self.push_scored(text, Vec::new());
+    }
+
+    /// Adds text and the probabilities that came with it.
+    pub(crate) fn push_scored(&self, text: &str, logprobs: Vec<TokenLogprob>) {
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.0.send_modify(|state| {
+                state.text.push_str(text);
+                state.logprobs.extend(logprobs);
+            });
         }
     }
 
@@ -109,7 +121,7 @@ impl TurnWriter {
     }
 
     pub(crate) fn watch(&self, after: usize) -> TurnStream {
-        TurnStream { receiver: self.0.subscribe(), read: after, ended: false, cancel: None }
+        TurnStream { receiver: self.0.subscribe(), read: after, read_logprobs: 0, ended: false, cancel: None }
     }
 
     /// The text so far.
@@ -133,6 +145,7 @@ impl TurnWriter {
 pub struct TurnStream {
     receiver: watch::Receiver<TurnState>,
     read: usize,
+    read_logprobs: usize,
     ended: bool,
     /// Ends a stateless generation with its only watcher.
     cancel: Option<CancelHandle>,
@@ -172,9 +185,12 @@ impl TurnStream {
 
     fn take_available(&mut self) -> Option<TurnEvent> {
         let state = self.receiver.borrow_and_update();
-        if let Some(text) = state.text.get(self.read..).filter(|text| !text.is_empty()) {
+        let text = state.text.get(self.read..).unwrap_or_default();
+        let logprobs = &state.logprobs[self.read_logprobs..];
+        if !text.is_empty() || !logprobs.is_empty() {
             self.read += text.len();
-            return Some(TurnEvent::Delta { end: self.read, text: text.to_owned() });
+            self.read_logprobs += logprobs.len();
+            return Some(TurnEvent::Delta { end: self.read, text: text.to_owned(), logprobs: logprobs.to_vec() });
         }
         let outcome = state.outcome.clone()?;
         self.ended = true;
@@ -208,20 +224,24 @@ mod tests {
         }))
     }
 
+    fn delta(end: usize, text: &str) -> TurnEvent {
+        TurnEvent::Delta { end, text: text.into(), logprobs: vec![] }
+    }
+
     #[tokio::test]
     async fn every_watcher_reads_everything_at_its_own_pace() {
         let writer = TurnWriter::new();
         let mut early = writer.watch(0);
         writer.push("he");
-        assert_eq!(early.next().await, Some(TurnEvent::Delta { end: 2, text: "he".into() }));
+        assert_eq!(early.next().await, Some(delta(2, "he")));
         writer.push("ll");
         writer.end(replied("hello"));
         let mut late = writer.watch(1);
         drop(writer);
-        assert_eq!(early.next().await, Some(TurnEvent::Delta { end: 5, text: "llo".into() }));
+        assert_eq!(early.next().await, Some(delta(5, "llo")));
         assert_eq!(early.next().await, Some(TurnEvent::Ended(replied("hello"))));
         assert_eq!(early.next().await, None);
-        assert_eq!(late.next().await, Some(TurnEvent::Delta { end: 5, text: "ello".into() }));
+        assert_eq!(late.next().await, Some(delta(5, "ello")));
         assert_eq!(late.next().await, Some(TurnEvent::Ended(replied("hello"))));
     }
 
@@ -231,7 +251,7 @@ mod tests {
         let mut stream = writer.watch(0);
         writer.push("so far");
         drop(writer);
-        assert_eq!(stream.next().await, Some(TurnEvent::Delta { end: 6, text: "so far".into() }));
+        assert_eq!(stream.next().await, Some(delta(6, "so far")));
         assert_eq!(stream.next().await, Some(TurnEvent::Interrupted));
         assert_eq!(stream.next().await, None);
     }
@@ -242,5 +262,22 @@ mod tests {
         let mut stream = writer.watch(100);
         writer.end(replied("short"));
         assert_eq!(stream.next().await, Some(TurnEvent::Ended(replied("short"))));
+    }
+
+    #[tokio::test]
+    async fn probabilities_come_once_and_with_their_text() {
+        let token = |byte: u8| {
+            let token = parlance_inference_engine::Likelihood { bytes: vec![byte], logprob: -1.0 };
+            TokenLogprob { token, top: vec![] }
+        };
+        let writer = TurnWriter::new();
+        let mut stream = writer.watch(0);
+        writer.push_scored("a", vec![token(b'a')]);
+        writer.push_scored("b", vec![token(b'b')]);
+        let both = TurnEvent::Delta { end: 2, text: "ab".into(), logprobs: vec![token(b'a'), token(b'b')] };
+        assert_eq!(stream.next().await, Some(both));
+        writer.push_scored("", vec![token(b'c')]);
+        let silent = TurnEvent::Delta { end: 2, text: String::new(), logprobs: vec![token(b'c')] };
+        assert_eq!(stream.next().await, Some(silent));
     }
 }

@@ -70,6 +70,7 @@ async fn ask(node: &Node, text: &str) -> Result<TurnOutcome, Refusal> {
         tenant: "default".into(),
         input: vec![item(Role::User, text)],
         options: GenerationOptions::default(),
+        logprobs: None,
         seed: None,
     };
     Ok(finish(node.generate(request).await?).await.1)

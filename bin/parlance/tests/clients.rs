@@ -27,7 +27,7 @@ fn the_python_client_works_unmodified() {
     let node = place.start();
     node.wait_ready();
     let script = format!("{CLIENTS}/openai_client.py");
-    check(Command::new(format!("{SERVICES}/venv/bin/python")).arg(script).arg(node.url("/v1")), 6);
+    check(Command::new(format!("{SERVICES}/venv/bin/python")).arg(script).arg(node.url("/v1")), 8);
 }
 
 #[test]

@@ -156,6 +156,22 @@ pub struct GenerationOptions {
     pub frequency_penalty: Option<f32>,
     /// Texts that end the reply and are not part of it.
     pub stop: Vec<String>,
+    /// What the reply is held to; any text where absent.
+    pub format: Option<OutputFormat>,
+}
+
+/// What a reply is held to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema allows.
+    JsonSchema {
+        /// The caller's name for the schema.
+        name: String,
+        /// The schema as JSON text.
+        schema: String,
+    },
 }
 
 /// See [`SessionEvent::TurnAccepted`].

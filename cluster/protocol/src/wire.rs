@@ -1,9 +1,12 @@
 //! The stored shapes (Protocol Buffers) and their conversion to and from the domain values. Field numbers are for ever.
 
+mod format;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use self::format::Format;
 use crate as domain;
 use crate::{FORMAT_VERSION, SLOTS, SessionKey, SlotId, TimestampMs, TurnId, WireError};
 
@@ -289,6 +292,8 @@ struct Options {
     frequency_penalty: Option<f32>,
     #[prost(string, repeated, tag = "10")]
     stop: Vec<String>,
+    #[prost(message, optional, tag = "11")]
+    format: Option<Format>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -554,13 +559,16 @@ impl From<&domain::GenerationOptions> for Options {
             presence_penalty: options.presence_penalty,
             frequency_penalty: options.frequency_penalty,
             stop: options.stop.clone(),
+            format: options.format.as_ref().map(Into::into),
         }
     }
 }
 
-impl From<Options> for domain::GenerationOptions {
-    fn from(options: Options) -> Self {
-        Self {
+impl TryFrom<Options> for domain::GenerationOptions {
+    type Error = WireError;
+
+    fn try_from(options: Options) -> Result<Self, WireError> {
+        Ok(Self {
             model: options.model,
             max_tokens: options.max_tokens,
             temperature: options.temperature,
@@ -571,7 +579,8 @@ impl From<Options> for domain::GenerationOptions {
             presence_penalty: options.presence_penalty,
             frequency_penalty: options.frequency_penalty,
             stop: options.stop,
-        }
+            format: options.format.map(TryInto::try_into).transpose()?,
+        })
     }
 }
 
@@ -604,7 +613,7 @@ impl TryFrom<TurnAccepted> for domain::TurnAccepted {
             event_id: accepted.event_id,
             body_hash: accepted.body_hash.map(|hash| digest("body hash", hash)).transpose()?,
             input: items(accepted.input)?,
-            options: required(WHAT, "options", accepted.options)?.into(),
+            options: required(WHAT, "options", accepted.options)?.try_into()?,
             seed: accepted.seed,
             regenerates: accepted.regenerates.map(|id| TurnId(id.into())),
             instructions: accepted.instructions,

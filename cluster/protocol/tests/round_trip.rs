@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use parlance_cluster_protocol::{
     AttemptStarted, Entry, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound, ModelTag, Origin,
-    Progress, Replied, Role, SessionEvent, SessionKey, SessionOpened, SessionRecord, SessionUpdated, TimestampMs,
-    TurnAccepted, TurnFailed, TurnId, Usage,
+    OutputFormat, Progress, Replied, Role, SessionEvent, SessionKey, SessionOpened, SessionRecord, SessionUpdated,
+    TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
 };
 use proptest::{collection, option, prelude::*};
 
@@ -43,9 +43,11 @@ fn options() -> impl Strategy<Value = GenerationOptions> {
     let number = || option::of(proptest::num::f32::NORMAL | proptest::num::f32::ZERO);
     let count = || option::of(any::<u32>());
     let penalties = (number(), number(), number());
+    let schema = (text(), text()).prop_map(|(name, schema)| OutputFormat::JsonSchema { name, schema });
+    let format = option::of(prop_oneof![Just(OutputFormat::JsonObject), schema]);
     let sampling = (number(), number(), count(), number());
-    (text(), count(), sampling, penalties, collection::vec(text(), 0..4)).prop_map(
-        |(model, max_tokens, (temperature, top_p, top_k, min_p), penalties, stop)| GenerationOptions {
+    (text(), count(), sampling, penalties, collection::vec(text(), 0..4), format).prop_map(
+        |(model, max_tokens, (temperature, top_p, top_k, min_p), penalties, stop, format)| GenerationOptions {
             model,
             max_tokens,
             temperature,
@@ -56,6 +58,7 @@ fn options() -> impl Strategy<Value = GenerationOptions> {
             presence_penalty: penalties.1,
             frequency_penalty: penalties.2,
             stop,
+            format,
         },
     )
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
@@ -13,8 +13,9 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget,
-    Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    grammar::GrammarCompiler,
     load::Load,
     metrics::ReplicaMetrics,
     queue::Job,
@@ -70,7 +71,8 @@ impl Engine {
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
-        EngineReplica { codec, shape, queue: options.queue.max(1), load, retry_after, inbox, stopped }
+        let queue = options.queue.max(1);
+        EngineReplica { codec, shape, queue, compiler: OnceLock::new(), load, retry_after, inbox, stopped }
     }
 }
 
@@ -79,6 +81,8 @@ pub struct EngineReplica {
     codec: Arc<dyn TextCodec>,
     shape: ModelShape,
     queue: usize,
+    /// Made for the first schema.
+    compiler: OnceLock<Result<GrammarCompiler, EngineError>>,
     load: Arc<Load>,
     /// In milliseconds, as of the last step.
     retry_after: Arc<AtomicU64>,
@@ -147,6 +151,14 @@ impl Replica for EngineReplica {
             last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
             dropped_messages: window.dropped as u32,
         })
+    }
+
+    fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
+        let codec = &*self.codec;
+        let compiler = self.compiler.get_or_init(|| {
+            GrammarCompiler::new(self.shape.vocabulary, |id| codec.token_bytes(id), |id| codec.is_end(id))
+        });
+        compiler.as_ref().map_err(Clone::clone)?.compile(schema)
     }
 
     /// # Errors

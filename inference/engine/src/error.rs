@@ -34,6 +34,9 @@ pub enum EngineError {
     /// The engine has ended. Another replica may serve.
     #[error("the engine has stopped")]
     Stopped,
+    /// Replies cannot be held to this schema. The caller must change it.
+    #[error("the schema cannot be followed: {0}")]
+    Schema(String),
     /// The chat template cannot render these messages.
     #[error("the chat template refused the messages: {0}")]
     Template(String),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::{
     ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, LaneInput, PreparedPrompt,
-    ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel, TokenUsage, random,
+    ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
     sampling::{Occurrences, Sampler},
 };
 
@@ -125,6 +125,8 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
         sampling: Sampling::default(),
         max_tokens,
         stop: vec![],
+        logprobs: None,
+        grammar: None,
         forced: vec![],
         deadline: None,
         tenant: "t".into(),
@@ -159,7 +161,7 @@ pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
         bytes.extend_from_slice(codec.token_bytes(id));
     };
     let usage = TokenUsage { prompt: request.prompt.token_count, completion: ids.len() as u32, cached: 0 };
-    Heard { events: 0, ids, text, end: Some(Ok((finish, usage))) }
+    Heard { events: 0, ids, text, logprobs: vec![], end: Some(Ok((finish, usage))) }
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -188,14 +190,16 @@ pub(crate) struct Heard {
     pub(crate) events: usize,
     pub(crate) ids: Vec<TokenId>,
     pub(crate) text: String,
+    pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) end: Option<Result<(Finish, TokenUsage), EngineError>>,
 }
 
 impl Heard {
-    /// Without what may differ between two correct answers: the number of events, and what a cache spared.
+    /// Without what may differ between two correct answers, the number of events and what a cache spared, and without
+    /// probabilities.
     pub(crate) fn essence(&self) -> Self {
         let end = self.end.clone().map(|end| end.map(|(finish, usage)| (finish, TokenUsage { cached: 0, ..usage })));
-        Self { events: 0, end, ..self.clone() }
+        Self { events: 0, end, logprobs: vec![], ..self.clone() }
     }
 
     pub(crate) fn cached(&self) -> u32 {
@@ -219,10 +223,11 @@ impl Ear {
             assert!(heard.end.is_none(), "an event after the end: {event:?}");
             heard.events += 1;
             match event {
-                GenerateEvent::Tokens { ids, text } => {
-                    assert!(!(ids.is_empty() && text.is_empty()), "an event without news");
+                GenerateEvent::Tokens { ids, text, logprobs } => {
+                    assert!(!(ids.is_empty() && text.is_empty() && logprobs.is_empty()), "an event without news");
                     heard.ids.extend(ids);
                     heard.text.push_str(&text);
+                    heard.logprobs.extend(logprobs);
                 }
                 GenerateEvent::Finished { finish, usage } => heard.end = Some(Ok((finish, usage))),
                 GenerateEvent::Failed(error) => heard.end = Some(Err(error)),

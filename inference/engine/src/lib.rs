@@ -6,8 +6,10 @@ mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
+mod grammar;
 mod lanes;
 mod load;
+mod logprobs;
 mod metrics;
 mod model;
 mod queue;
@@ -23,6 +25,8 @@ mod window;
 
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
+pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
+pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};

@@ -122,6 +122,8 @@ mod tests {
             sampling: Sampling::default(),
             max_tokens: 1,
             stop: vec![],
+            logprobs: None,
+            grammar: None,
             forced: vec![],
             deadline: None,
             tenant: tenant.into(),

@@ -5,7 +5,7 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget};
+use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget};
 
 /// What a replica serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,13 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// [`EngineError::ContextExceeded`] if what may not be dropped does not fit the context less the reserve.
     fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError>;
+
+    /// Makes a grammar of a JSON schema, given as JSON text. Pure computation, mostly of milliseconds; the first one takes longer.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Schema`] for what is no schema, or asks for what replies cannot be held to.
+    fn compile(&self, schema: &str) -> Result<Grammar, EngineError>;
 
     /// Queues a request. Never blocks; everything that happens is told to `sink`.
     ///

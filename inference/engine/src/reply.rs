@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    CancelHandle, EngineError, EventSink, Finish, GenerateEvent, TextCodec, TokenId, TokenUsage,
-    metrics::ReplicaMetrics, text::TextAssembler,
+    CancelHandle, EngineError, EventSink, Finish, GenerateEvent, TextCodec, TokenId, TokenLogprob, TokenUsage,
+    logprobs::Unreported, metrics::ReplicaMetrics, text::TextAssembler,
 };
 
 /// Turns accepted tokens into events and knows when the reply is complete.
@@ -19,11 +19,23 @@ pub(crate) struct Reply {
     cancel: CancelHandle,
     metrics: Arc<ReplicaMetrics>,
     text: TextAssembler,
+    /// Bytes of text that were sent.
+    sent: usize,
+    unreported: Unreported,
     max_tokens: u32,
     usage: TokenUsage,
     submitted: Instant,
     last_token: Option<Instant>,
     ended: bool,
+}
+
+/// What comes next in a reply.
+pub(crate) struct Next<'a> {
+    pub(crate) tokens: &'a [TokenId],
+    /// Of the one token, where it was asked for.
+    pub(crate) logprob: Option<TokenLogprob>,
+    /// Whether nothing can follow the last of `tokens`.
+    pub(crate) is_last: bool,
 }
 
 /// What bounds a reply.
@@ -44,7 +56,19 @@ impl Reply {
     ) -> Self {
         let Limits { prompt, max_tokens, stop } = limits;
         let (text, usage) = (TextAssembler::new(stop), TokenUsage { prompt, ..TokenUsage::default() });
-        Self { sink, cancel, metrics, text, max_tokens, usage, submitted, last_token: None, ended: false }
+        Self {
+            sink,
+            cancel,
+            metrics,
+            text,
+            sent: 0,
+            unreported: Unreported::default(),
+            max_tokens,
+            usage,
+            submitted,
+            last_token: None,
+            ended: false,
+        }
     }
 
     /// Notes that the prompt begins to be computed, but for `cached` tokens.
@@ -72,10 +96,11 @@ impl Reply {
     }
 
     /// Takes the next tokens: those of an earlier attempt together, generated ones one by one.
-    pub(crate) fn accept(&mut self, tokens: &[TokenId], codec: &dyn TextCodec, now: Instant) {
-        let (mut ids, mut text) = (Vec::with_capacity(tokens.len()), String::new());
+    pub(crate) fn accept(&mut self, next: Next<'_>, codec: &dyn TextCodec, now: Instant) {
+        let (mut ids, mut text) = (Vec::with_capacity(next.tokens.len()), String::new());
         let mut finish = (self.room() == 0).then_some(Finish::Length);
-        for &id in tokens {
+        let mut logprob = next.logprob;
+        for &id in next.tokens {
             if finish.is_some() {
                 break;
             }
@@ -83,23 +108,39 @@ impl Reply {
                 finish = Some(Finish::Stop);
                 break;
             }
+            if let Some(logprob) = logprob.take() {
+                self.unreported.push(self.sent + text.len() + self.text.held_bytes(), logprob);
+            }
             self.text.push(codec.token_bytes(id), &mut text);
             ids.push(id);
             self.usage.completion += 1;
-            if self.text.is_stopped() {
-                finish = Some(Finish::Stop);
-            } else if self.room() == 0 {
-                finish = Some(Finish::Length);
-            }
+            finish = self.finish_behind(ids.len() == next.tokens.len() && next.is_last);
         }
+        if !next.tokens.is_empty() {
+            self.measure(now);
+        }
+        self.tell(ids, text, finish, now);
+    }
+
+    /// Whether the reply ends behind the token that was pushed last.
+    fn finish_behind(&self, is_last: bool) -> Option<Finish> {
+        if self.text.is_stopped() || is_last {
+            Some(Finish::Stop)
+        } else {
+            (self.room() == 0).then_some(Finish::Length)
+        }
+    }
+
+    fn tell(&mut self, ids: Vec<TokenId>, mut text: String, finish: Option<Finish>, now: Instant) {
+        let is_cut = self.text.is_stopped();
         if finish.is_some() {
             self.text.finish(&mut text);
         }
-        if !tokens.is_empty() {
-            self.measure(now);
-        }
-        let silent = ids.is_empty() && text.is_empty();
-        if !silent && !self.send(GenerateEvent::Tokens { ids, text }) {
+        self.sent += text.len();
+        let is_whole = finish.is_some() && !is_cut;
+        let logprobs = if is_whole { self.unreported.take_all() } else { self.unreported.take(self.sent) };
+        let silent = ids.is_empty() && text.is_empty() && logprobs.is_empty();
+        if !silent && !self.send(GenerateEvent::Tokens { ids, text, logprobs }) {
             self.abandon();
         } else if let Some(finish) = finish {
             self.finish(finish, now);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::EngineError;
+use crate::{EngineError, Grammar, TokenLogprob};
 
 /// A token's number in its model's vocabulary.
 pub type TokenId = u32;
@@ -79,6 +79,10 @@ pub struct GenerateRequest {
     pub max_tokens: u32,
     /// Texts that end the reply; they are not part of it.
     pub stop: Vec<String>,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub logprobs: Option<u32>,
+    /// What the reply is held to; compiled by the same replica's [`Replica::compile`](crate::Replica::compile).
+    pub grammar: Option<Grammar>,
     /// Tokens that the reply begins with: recorded by an earlier attempt, continued exactly. Their text is reported again.
     pub forced: Vec<TokenId>,
     /// When the request is dropped, started or not.
@@ -140,6 +144,9 @@ pub enum GenerateEvent {
         ids: Vec<TokenId>,
         /// The text that became certain: whole characters only, nothing that may yet turn out to be a stop text.
         text: String,
+        /// The tokens whose text began to come out, where they were asked for. Forced tokens are not among them, nor are those
+        /// whose text begins where a stop text does or later.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The reply is complete.
     Finished {

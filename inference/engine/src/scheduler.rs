@@ -17,12 +17,14 @@ use std::{
 };
 
 use crate::{
-    EngineError, EngineOptions, GenerateRequest, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenModel,
+    EngineError, EngineOptions, GenerateRequest, Grammar, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
+    TokenModel,
     lanes::{Lanes, Taken},
     load::{Load, RunningGuard},
+    logprobs::Distribution,
     metrics::ReplicaMetrics,
     queue::{FairQueue, Job},
-    reply::{Limits, Reply},
+    reply::{Limits, Next, Reply},
     sampling::{Occurrences, Sampler},
 };
 
@@ -76,6 +78,9 @@ struct Running {
     lane: Lane,
     tenant: String,
     sampling: Sampling,
+    logprobs: Option<u32>,
+    /// Invariant: has followed the reply's part of `tokens`.
+    grammar: Option<Grammar>,
     seen: Occurrences,
     /// Prompt and reply so far.
     tokens: Vec<TokenId>,
@@ -86,6 +91,14 @@ struct Running {
     reply: Reply,
     deadline: Option<Instant>,
     _guard: RunningGuard,
+}
+
+/// The next token of a reply.
+struct Chosen {
+    token: TokenId,
+    logprob: Option<TokenLogprob>,
+    /// Whether the grammar allows nothing behind it.
+    is_last: bool,
 }
 
 impl Running {
@@ -101,6 +114,20 @@ impl Running {
             tokens: &self.tokens[self.computed..end],
             want_logits: end == self.tokens.len(),
         })
+    }
+
+    /// The next token, from its row of logits.
+    fn choose(&mut self, row: &mut [f32], sampler: &mut Sampler, codec: &dyn TextCodec) -> Result<Chosen, EngineError> {
+        let distribution = self.logprobs.map(|top| (Distribution::of(row), top));
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(row)?;
+        }
+        let position = self.reply.len().into();
+        let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
+        let token =
+            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
+        let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, codec));
+        Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], codec)? })
     }
 }
 
@@ -204,10 +231,8 @@ impl Scheduler {
     }
 
     fn start(&mut self, job: Job, now: Instant) {
-        let (mut reply, request) = self.reply(job);
-        if !request.forced.is_empty() || reply.room() == 0 {
-            reply.accept(&request.forced, &*self.codec, now);
-        }
+        let (mut reply, mut request) = self.reply(job);
+        self.repeat(&mut reply, &mut request, now);
         if reply.is_ended() {
             return self.queue.ended(&request.tenant);
         }
@@ -225,6 +250,8 @@ impl Scheduler {
             lane,
             tenant: request.tenant,
             sampling: request.sampling,
+            logprobs: request.logprobs,
+            grammar: request.grammar,
             seen,
             tokens,
             computed: reused,
@@ -233,6 +260,17 @@ impl Scheduler {
             deadline: request.deadline,
             _guard: self.load.run(),
         });
+    }
+
+    /// Begins the reply with what an earlier attempt recorded of it.
+    fn repeat(&self, reply: &mut Reply, request: &mut GenerateRequest, now: Instant) {
+        match follow(request.grammar.as_mut(), &request.forced, &*self.codec) {
+            Err(error) => reply.fail(error),
+            Ok(is_last) if !request.forced.is_empty() || reply.room() == 0 => {
+                reply.accept(Next { tokens: &request.forced, logprob: None, is_last }, &*self.codec, now);
+            }
+            Ok(_) => {}
+        }
     }
 
     /// The reply to a job that leaves the queue, and what is left of its request.
@@ -284,18 +322,18 @@ impl Scheduler {
                 continue;
             }
             let Some(row) = rows.next() else { break };
-            let position = running.reply.len().into();
-            match self.sampler.choose(row, &running.sampling, &running.seen, position) {
-                Ok(token) => {
+            match running.choose(row, &mut self.sampler, &*self.codec) {
+                Ok(Chosen { token, logprob, is_last }) => {
                     self.queue.charge(&running.tenant, 0, 1);
                     running.seen.add(token);
-                    running.reply.accept(&[token], &*self.codec, now);
+                    let next = Next { tokens: &[token], logprob, is_last };
+                    running.reply.accept(next, &*self.codec, now);
                     running.tokens.push(token);
                 }
-                Err(_) => {
+                Err(error) => {
                     // A lane's logits depend on that lane alone, so the neighbours' are good.
                     running.computed = 0;
-                    running.reply.fail(EngineError::ModelFailed("the model gave a logit that is not finite".into()));
+                    running.reply.fail(error);
                 }
             }
         }
@@ -338,6 +376,16 @@ impl Scheduler {
         let mean = self.step_seconds.get_or_insert(step);
         *mean += (step - *mean) * NEWEST_STEP;
     }
+}
+
+/// Takes a grammar, where there is one, behind `tokens`. Whether it allows nothing more.
+fn follow(grammar: Option<&mut Grammar>, tokens: &[TokenId], codec: &dyn TextCodec) -> Result<bool, EngineError> {
+    let Some(grammar) = grammar else { return Ok(false) };
+    // The end is the reply's matter.
+    if !tokens.iter().any(|&token| codec.is_end(token)) {
+        grammar.follow(tokens)?;
+    }
+    Ok(grammar.is_complete())
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -1,13 +1,17 @@
 //! The scripted twin: a replica without weights that answers deterministically, for tests and load.
 //!
-//! A reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
+//! Where a schema governs, the reply is a short document that it allows, one byte a token. Every other reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
 //! and goes on with words; one word is one token. Limits, queue, deadline, cancellation and forced tokens work as in the real
-//! engine. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
+//! engine; every token is certain, so its log-probability is 0. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
 
+mod document;
 mod options;
 mod script;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -19,8 +23,9 @@ use tokio::{
 pub use self::options::ScriptedOptions;
 use self::script::Script;
 use crate::{
-    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest,
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Grammar,
     PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad,
+    grammar::GrammarCompiler,
     load::{Load, RunningGuard, WaitingGuard},
     metrics::ReplicaMetrics,
     window,
@@ -39,6 +44,8 @@ struct Shared {
     info: ReplicaInfo,
     metrics: Arc<ReplicaMetrics>,
     lanes: Arc<Semaphore>,
+    /// Made for the first schema.
+    compiler: OnceLock<Result<GrammarCompiler, EngineError>>,
     load: Arc<Load>,
 }
 
@@ -55,7 +62,8 @@ impl ScriptedReplica {
         let lanes = Arc::new(Semaphore::new(options.lanes as usize));
         let metrics = Arc::new(ReplicaMetrics::new(NAME));
         let load = Load::new(metrics.clone());
-        Self { shared: Arc::new(Shared { options, info, metrics, lanes, load }) }
+        let compiler = OnceLock::new();
+        Self { shared: Arc::new(Shared { options, info, metrics, lanes, compiler, load }) }
     }
 }
 
@@ -80,16 +88,20 @@ impl Replica for ScriptedReplica {
         })
     }
 
+    fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
+        self.shared.compiler.get_or_init(document::compiler).as_ref().map_err(Clone::clone)?.compile(schema)
+    }
+
     /// With `ttft_ms=0,token_ms=0` the sink hears everything before this returns, in one `Tokens` event and one `Finished`.
     ///
     /// # Errors
     ///
-    /// As in [`Replica::submit`]. A replica that takes time lives on the caller's tokio runtime and has
+    /// As in [`Replica::submit`], and [`EngineError::ModelFailed`] for a schema that leads nowhere. A replica that takes time lives on the caller's tokio runtime and has
     /// [`EngineError::Stopped`] where there is none.
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
         let shared = &self.shared;
         let cancel = CancelHandle::default();
-        let mut job = Job::new(shared.clone(), request, sink);
+        let mut job = Job::new(shared.clone(), request, sink)?;
         if shared.options.is_instant() {
             job.answer_at_once();
             return Ok(cancel);
@@ -146,10 +158,10 @@ struct Job {
 struct Done;
 
 impl Job {
-    fn new(shared: Arc<Shared>, request: GenerateRequest, sink: Box<dyn EventSink>) -> Self {
+    fn new(shared: Arc<Shared>, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<Self, EngineError> {
         let deadline = request.deadline.map(Instant::from_std);
-        let script = Script::new(&shared.options, request);
-        Self { shared, submitted: Instant::now(), deadline, script, sink }
+        let script = Script::new(&shared.options, request)?;
+        Ok(Self { shared, submitted: Instant::now(), deadline, script, sink })
     }
 
     fn answer_at_once(&mut self) {
@@ -218,7 +230,7 @@ impl Job {
             self.shared.metrics.first_token(self.submitted.elapsed());
         }
         let (tokens, finish) = self.script.advance(count);
-        let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text } if ids.is_empty() && text.is_empty());
+        let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text, .. } if ids.is_empty() && text.is_empty());
         if !empty && !self.sink.send(tokens) {
             self.shared.metrics.cancelled(self.script.said());
             return Err(Done);

@@ -32,6 +32,11 @@ impl TextAssembler {
         self.stopped
     }
 
+    /// Bytes of text that are held back, not counting an unfinished character.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.len()
+    }
+
     /// Adds a token's bytes and appends to `out` the text that became certain.
     pub(crate) fn push(&mut self, bytes: &[u8], out: &mut String) {
         if self.stopped {

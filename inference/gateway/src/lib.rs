@@ -6,4 +6,6 @@ mod turn;
 
 pub use error::GatewayError;
 pub use registry::{DEFAULT_MODEL, ModelListing, ModelRegistry, ModelState};
-pub use turn::{DEFAULT_MAX_TOKENS, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS_LIMIT, Turn, prepare_turn, validate_options};
+pub use turn::{
+    DEFAULT_MAX_TOKENS, FORMAT, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS_LIMIT, Turn, prepare_turn, validate_options,
+};

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use parlance_cluster_protocol::{GenerationOptions, Item, Role};
+use parlance_cluster_protocol::{GenerationOptions, Item, OutputFormat, Role};
 use parlance_inference_engine::{
-    ChatMessage, ChatRole, GenerateRequest, PromptBudget, Replica, ReplicaInfo, Sampling, TokenId,
+    ChatMessage, ChatRole, EngineError, GenerateRequest, Grammar, PromptBudget, Replica, ReplicaInfo, Sampling, TokenId,
 };
 
 use crate::GatewayError;
@@ -17,6 +17,11 @@ pub const MAX_TOKENS_LIMIT: u32 = 1 << 20;
 pub const MAX_STOPS: usize = 4;
 /// The longest stop text. Text is held back as long as it may become one.
 pub const MAX_STOP_BYTES: usize = 256;
+
+/// The parameter that says what a reply is held to.
+pub const FORMAT: &str = "response_format";
+/// What JSON mode holds a reply to.
+const ANY_OBJECT: &str = r#"{"type":"object"}"#;
 
 /// Where the caller leaves sampling open: what the makers of SmolLM2-Instruct recommend, and small models need.
 const DEFAULT_TEMPERATURE: f32 = 0.2;
@@ -31,6 +36,8 @@ pub struct Turn<'a> {
     pub options: &'a GenerationOptions,
     /// The seed of its random numbers.
     pub seed: u64,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub logprobs: Option<u32>,
     /// Tokens that an earlier attempt recorded.
     pub forced: Vec<TokenId>,
     /// When it is dropped.
@@ -43,20 +50,21 @@ pub struct Turn<'a> {
     pub drop_oldest: bool,
 }
 
-/// Checks the options and renders the conversation for `replica`. Pure computation of up to milliseconds.
+/// Checks the options, compiles the format and renders the conversation for `replica`. Pure computation, mostly of milliseconds.
 ///
 /// Where history may be left out, room is kept for the whole reply up to half of the context. Where it may not, prompt and
 /// `max_tokens` together must fit; without `max_tokens` the reply gets what the prompt leaves.
 ///
 /// # Errors
 ///
-/// [`GatewayError::InvalidValue`] for options out of range, [`GatewayError::Engine`] for a conversation that does not fit or
+/// [`GatewayError::InvalidValue`] for options out of range and a format that replies cannot be held to, [`GatewayError::Engine`] for a conversation that does not fit or
 /// that the chat template refuses.
 pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateRequest, GatewayError> {
     validate_options(turn.options)?;
     if turn.items.is_empty() {
         return Err(invalid("messages", "must hold at least one message"));
     }
+    let grammar = turn.options.format.as_ref().map(|format| grammar(replica, format)).transpose()?;
     let messages: Vec<_> = turn.items.iter().map(|item| message(item)).collect();
     let budget = budget(turn.options.max_tokens, turn.drop_oldest, replica.info());
     let prompt = replica.prepare(&messages, budget)?;
@@ -66,10 +74,23 @@ pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateReq
         sampling: sampling(turn.options, turn.seed),
         max_tokens: turn.options.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(room),
         stop: turn.options.stop.clone(),
+        logprobs: turn.logprobs,
+        grammar,
         forced: turn.forced,
         deadline: turn.deadline,
         tenant: turn.tenant.to_owned(),
         affinity: turn.affinity,
+    })
+}
+
+fn grammar(replica: &dyn Replica, format: &OutputFormat) -> Result<Grammar, GatewayError> {
+    let schema = match format {
+        OutputFormat::JsonObject => ANY_OBJECT,
+        OutputFormat::JsonSchema { schema, .. } => schema,
+    };
+    replica.compile(schema).map_err(|error| match error {
+        EngineError::Schema(problem) => invalid(FORMAT, format!("has a schema that cannot be followed: {problem}")),
+        other => other.into(),
     })
 }
 
@@ -180,7 +201,17 @@ mod tests {
     }
 
     fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, drop_oldest: bool) -> Turn<'a> {
-        Turn { items, options, seed: 7, forced: vec![3], deadline: None, tenant: "t", affinity: 9, drop_oldest }
+        Turn {
+            items,
+            options,
+            seed: 7,
+            logprobs: Some(2),
+            forced: vec![3],
+            deadline: None,
+            tenant: "t",
+            affinity: 9,
+            drop_oldest,
+        }
     }
 
     fn refused(options: GenerationOptions) -> String {
@@ -243,6 +274,7 @@ mod tests {
                 presence_penalty: Some(-high),
                 frequency_penalty: Some(low),
                 stop: vec!["x".repeat(MAX_STOP_BYTES); MAX_STOPS],
+                format: None,
             };
             assert_eq!(validate_options(&options), Ok(()));
         }
@@ -255,7 +287,7 @@ mod tests {
             prepare_turn(&replica(2000), turn(&refs(&items), &GenerationOptions::default(), false)).expect("fits");
         let defaults = Sampling { temperature: 0.2, top_p: 0.9, seed: 7, ..Sampling::default() };
         assert_eq!((open.max_tokens, open.sampling), (DEFAULT_MAX_TOKENS, defaults));
-        assert_eq!((open.forced, open.tenant.as_str(), open.affinity), (vec![3], "t", 9));
+        assert_eq!((open.forced, open.logprobs, open.tenant.as_str(), open.affinity), (vec![3], Some(2), "t", 9));
 
         let options = GenerationOptions {
             max_tokens: Some(20),
@@ -304,6 +336,21 @@ mod tests {
         let short = GenerationOptions { max_tokens: Some(10), ..open };
         let request = prepare_turn(&replica(100), turn(&refs(&items), &short, true)).expect("fits");
         assert_eq!((request.max_tokens, request.prompt.dropped_messages), (10, 0));
+    }
+
+    #[test]
+    fn a_format_becomes_a_grammar_or_is_refused() {
+        let items = items(&[1]);
+        let prepared = |format| {
+            let options = GenerationOptions { format, ..GenerationOptions::default() };
+            prepare_turn(&replica(100), turn(&refs(&items), &options, false))
+        };
+        let schema = |schema: &str| Some(OutputFormat::JsonSchema { name: "n".into(), schema: schema.into() });
+        assert!(prepared(None).expect("no format").grammar.is_none());
+        assert!(prepared(Some(OutputFormat::JsonObject)).expect("any object").grammar.is_some());
+        assert!(prepared(schema(r#"{"type":"integer"}"#)).expect("a schema").grammar.is_some());
+        let error = prepared(schema(r#"{"not":{}}"#)).expect_err("it cannot be followed").to_string();
+        assert!(error.starts_with("`response_format` has a schema that cannot be followed: "), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! yes           either            a durable turn of that session: its last user message, on the session's own history
 //! ```
 
+mod logprobs;
 mod render;
 mod request;
 
@@ -57,10 +58,13 @@ async fn answer(
     let call_headers = CallHeaders::read(&parts.headers)?;
     let chat = ChatRequest::parse(&body, call_headers.model.as_deref())?;
     let model = models::resolve(app, &chat.call.options.model)?;
-    let (stream, include_usage) = (chat.stream, chat.include_usage);
+    let (stream, include_usage, logprobs) = (chat.stream, chat.include_usage, chat.logprobs);
     let idempotency = call_headers.idempotency(&parts, &body);
+    if logprobs.is_some() && (call_headers.session.is_some() || idempotency.is_some()) {
+        return Err(unrecorded_logprobs());
+    }
     let reply = match (call_headers.session, idempotency) {
-        (None, None) => call::generate(app, &caller.tenant, chat.call).await?,
+        (None, None) => call::generate(app, &caller.tenant, chat.call, logprobs).await?,
         (None, Some(idempotency)) => {
             let durable = DurableCall::of_key(&caller.tenant, idempotency);
             call::submit(app, &caller.tenant, chat.call, durable, headers).await?
@@ -73,10 +77,10 @@ async fn answer(
         }
     };
     if stream {
-        let render = ChunkRender::new(reply.turn(), model, include_usage);
+        let render = ChunkRender::new(reply.turn(), model, include_usage, logprobs.is_some());
         return Ok(sse::respond(app.clone(), reply, render));
     }
-    whole(reply).await
+    whole(reply, logprobs.is_some()).await
 }
 
 /// The last user message is the turn; everything else is the session's own, but for the system prompt of a new one.
@@ -96,7 +100,15 @@ async fn session_turn(
     call::submit(app, &caller.tenant, call, durable, headers).await
 }
 
-async fn whole(reply: Reply) -> Result<Response, ApiError> {
+async fn whole(reply: Reply, scored: bool) -> Result<Response, ApiError> {
     let turn = reply.turn();
-    Ok(completion(turn, &reply.outcome().await?)?.into_response())
+    let (outcome, logprobs) = reply.scored_outcome().await?;
+    Ok(completion(turn, &outcome, scored.then_some(&*logprobs))?.into_response())
+}
+
+/// A repeated call must get the first answer, and probabilities are not in the record.
+fn unrecorded_logprobs() -> ApiError {
+    let message = "Unsupported value: 'logprobs' goes neither with X-Session-ID nor with Idempotency-Key, since a \
+        durable turn's probabilities are not recorded.";
+    ApiError::unsupported("logprobs", message)
 }

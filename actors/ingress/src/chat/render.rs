@@ -3,8 +3,10 @@
 use axum::Json;
 use parlance_actors_runtime::TurnOutcome;
 use parlance_cluster_protocol::{FinishReason, ModelTag, Replied, TurnId, Usage};
+use parlance_inference_engine::TokenLogprob;
 use serde::Serialize;
 
+use super::logprobs::Logprobs;
 use crate::{
     api_error::ApiError,
     ids,
@@ -27,7 +29,7 @@ pub(super) struct Completion {
 struct Choice {
     index: u32,
     message: Message,
-    logprobs: Option<()>,
+    logprobs: Option<Logprobs>,
     finish_reason: &'static str,
 }
 
@@ -63,7 +65,11 @@ impl From<Usage> for UsageObject {
 }
 
 /// Renders a turn that has ended.
-pub(super) fn completion(turn: TurnId, outcome: &TurnOutcome) -> Result<Json<Completion>, ApiError> {
+pub(super) fn completion(
+    turn: TurnId,
+    outcome: &TurnOutcome,
+    logprobs: Option<&[TokenLogprob]>,
+) -> Result<Json<Completion>, ApiError> {
     let replied: &Replied = match outcome {
         TurnOutcome::Replied(replied) => replied,
         TurnOutcome::Failed(failed) => return Err(ApiError::from_failed(failed)),
@@ -75,7 +81,12 @@ pub(super) fn completion(turn: TurnId, outcome: &TurnOutcome) -> Result<Json<Com
         created: ids::created_at(turn),
         model: replied.model.name.clone(),
         system_fingerprint: fingerprint(&replied.model),
-        choices: [Choice { index: 0, message, logprobs: None, finish_reason: finish_reason(replied.finish) }],
+        choices: [Choice {
+            index: 0,
+            message,
+            logprobs: logprobs.map(Logprobs::new),
+            finish_reason: finish_reason(replied.finish),
+        }],
         usage: replied.usage.into(),
     }))
 }
@@ -110,7 +121,7 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
 }
 
@@ -128,12 +139,14 @@ pub(super) struct ChunkRender {
     created: u64,
     model: ServedModel,
     include_usage: bool,
+    /// Whether probabilities were asked for.
+    scored: bool,
 }
 
 impl ChunkRender {
     /// Renders `turn`, which `model` answers.
-    pub(super) fn new(turn: TurnId, model: ServedModel, include_usage: bool) -> Self {
-        Self { id: ids::completion_id(turn), created: ids::created_at(turn), model, include_usage }
+    pub(super) fn new(turn: TurnId, model: ServedModel, include_usage: bool, scored: bool) -> Self {
+        Self { id: ids::completion_id(turn), created: ids::created_at(turn), model, include_usage, scored }
     }
 
     fn chunk(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, out: &mut Frames) {
@@ -158,8 +171,10 @@ impl Render for ChunkRender {
         self.chunk(Delta { role: Some("assistant"), content: Some("") }, None, out);
     }
 
-    fn delta(&mut self, _end: usize, text: &str, out: &mut Frames) {
-        self.chunk(Delta { role: None, content: Some(text) }, None, out);
+    fn delta(&mut self, _end: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Frames) {
+        let delta = Delta { role: None, content: Some(text) };
+        let logprobs = self.scored.then(|| Logprobs::new(logprobs));
+        self.write(&[ChunkChoice { index: 0, delta, logprobs, finish_reason: None }], None, out);
     }
 
     fn end(&mut self, outcome: &TurnOutcome, _text: &str, out: &mut Frames) {

@@ -5,10 +5,13 @@ use parlance_cluster_protocol::Origin;
 use crate::{
     api_error::ApiError,
     call::Call,
-    generation,
+    format, generation,
     json::{Object, missing, parse_object},
     messages,
 };
+
+/// The most alternatives that are reported with a token.
+const MAX_ALTERNATIVES: i64 = 20;
 
 /// A parsed request.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub(super) struct ChatRequest {
     pub(super) call: Call,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub(super) logprobs: Option<u32>,
 }
 
 impl ChatRequest {
@@ -28,14 +33,16 @@ impl ChatRequest {
         options.model = generation::model(&mut body, model_header)?;
         options.stop = generation::stop(&mut body)?;
         options.max_tokens = token_limit(&mut body)?;
+        options.format = format::of_chat(&mut body)?;
         one_choice(&mut body)?;
         let seed = generation::seed(&mut body)?;
         let user = generation::user(&mut body)?;
         let stream = body.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut body)?;
+        let logprobs = logprobs(&mut body)?;
         generation::check_rest(&body)?;
         let call = Call { input, options, seed, user, origin: Origin::ChatCompletion };
-        Ok(Self { call, stream, include_usage })
+        Ok(Self { call, stream, include_usage, logprobs })
     }
 }
 
@@ -57,4 +64,16 @@ fn one_choice(body: &mut Object) -> Result<(), ApiError> {
 fn include_usage(body: &mut Object) -> Result<bool, ApiError> {
     let Some(mut options) = body.object("stream_options")? else { return Ok(false) };
     Ok(options.boolean("include_usage")?.unwrap_or(false))
+}
+
+fn logprobs(body: &mut Object) -> Result<Option<u32>, ApiError> {
+    let wanted = body.boolean("logprobs")?.unwrap_or(false);
+    let alternatives = body.integer("top_logprobs", 0..=MAX_ALTERNATIVES)?;
+    match alternatives {
+        Some(1..) if !wanted => {
+            let message = "Invalid value for 'top_logprobs': it goes only with 'logprobs' set to true.";
+            Err(ApiError::invalid(Some("top_logprobs".into()), message))
+        }
+        alternatives => Ok(wanted.then_some(alternatives.unwrap_or(0) as u32)),
+    }
 }

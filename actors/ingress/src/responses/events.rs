@@ -18,6 +18,7 @@ use std::cell::Cell;
 
 use parlance_actors_runtime::TurnOutcome;
 use parlance_cluster_protocol::{FinishReason, TurnId};
+use parlance_inference_engine::TokenLogprob;
 use serde::Serialize;
 
 use super::object::{Echo, MessageItem, OutputText, ResponseObject};
@@ -142,7 +143,7 @@ impl Render for EventRender {
         );
     }
 
-    fn delta(&mut self, end: usize, text: &str, out: &mut Frames) {
+    fn delta(&mut self, end: usize, text: &str, _logprobs: &[TokenLogprob], out: &mut Frames) {
         let delta = DeltaPart { item_id: &self.item, output_index: 0, content_index: 0, delta: text, logprobs: [] };
         self.write(HEAD + end as u64, "response.output_text.delta", delta, out);
     }
@@ -199,7 +200,7 @@ mod tests {
         let mut text = String::new();
         for piece in pieces {
             text.push_str(piece);
-            render.delta(text.len(), piece, &mut out);
+            render.delta(text.len(), piece, &[], &mut out);
         }
         render.end(&outcome(&text), &text, &mut out);
         numbers(&out)

@@ -21,6 +21,7 @@ use axum::{
 };
 use parlance_actors_runtime::{Idempotency, Refusal, TurnOutcome};
 use parlance_cluster_protocol::{Item, Role, SessionKey, SessionOpened, TurnId};
+use parlance_inference_gateway::FORMAT;
 
 pub(crate) use self::stored::{cancel, delete, get};
 use self::{
@@ -34,6 +35,7 @@ use crate::{
     auth::Tenant,
     body::read_json,
     call::{self, Call, CallHeaders, DurableCall, TurnHeaders},
+    format,
     frame::Caller,
     ids, models,
     reply::Reply,
@@ -72,7 +74,7 @@ async fn answer(
     let place = place(&mut request, call_headers.session)?;
     let stream = request.stream;
     let mut echo = echo(&request, &place, model.name);
-    let reply = start(app, caller, request, place, idempotency, headers).await?;
+    let reply = start(app, caller, request, place, idempotency, headers).await.map_err(about_text_format)?;
     if headers.replayed {
         // The first call's place may be another one than this call's own.
         echo.previous = None;
@@ -87,6 +89,11 @@ async fn answer(
         TurnOutcome::Failed(failed) => Err(ApiError::from_failed(&failed)),
         outcome => Ok(Json(ResponseObject::ended(turn, &echo, &outcome)).into_response()),
     }
+}
+
+/// The runtime names the format as chat completions do.
+fn about_text_format(error: ApiError) -> ApiError {
+    if error.param.as_deref() == Some(FORMAT) { error.about(format::RESPONSES) } else { error }
 }
 
 /// Where a request's turn belongs.
@@ -167,7 +174,7 @@ async fn start(
         (Place::Unstored, None) => {
             let instructions = instructions.map(|text| Item { role: Role::System, text });
             call.input.splice(..0, instructions);
-            return call::generate(app, tenant, call).await;
+            return call::generate(app, tenant, call, None).await;
         }
     };
     call::submit(app, tenant, call, DurableCall { instructions, ..durable }, headers).await

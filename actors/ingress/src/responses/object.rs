@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use parlance_actors_runtime::TurnOutcome;
-use parlance_cluster_protocol::{FinishReason, GenerationOptions, TurnId, Usage};
+use parlance_cluster_protocol::{FinishReason, GenerationOptions, OutputFormat, TurnId, Usage};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::ids;
 
@@ -42,7 +43,7 @@ pub(super) struct ResponseObject<'a> {
     reasoning: Reasoning,
     store: bool,
     temperature: Option<f32>,
-    text: TextConfig,
+    text: TextConfig<'a>,
     tool_choice: &'static str,
     tools: [(); 0],
     top_p: Option<f32>,
@@ -75,14 +76,30 @@ struct Reasoning {
 }
 
 #[derive(Debug, Serialize)]
-struct TextConfig {
-    format: TextFormat,
+struct TextConfig<'a> {
+    format: TextFormat<'a>,
 }
 
 #[derive(Debug, Serialize)]
-struct TextFormat {
-    #[serde(rename = "type")]
-    kind: &'static str,
+#[serde(tag = "type", rename_all = "snake_case")]
+enum TextFormat<'a> {
+    Text,
+    JsonObject,
+    JsonSchema { name: &'a str, schema: Value, strict: bool },
+}
+
+impl<'a> TextFormat<'a> {
+    fn new(format: Option<&'a OutputFormat>) -> Self {
+        match format {
+            None => Self::Text,
+            Some(OutputFormat::JsonObject) => Self::JsonObject,
+            Some(OutputFormat::JsonSchema { name, schema }) => {
+                // It was read from a request's body and written by ourselves.
+                let schema = serde_json::from_str(schema).unwrap_or_default();
+                Self::JsonSchema { name, schema, strict: true }
+            }
+        }
+    }
 }
 
 /// The reply as an output item.
@@ -181,7 +198,7 @@ impl<'a> ResponseObject<'a> {
             reasoning: Reasoning { effort: None, summary: None },
             store: echo.store,
             temperature: echo.options.temperature,
-            text: TextConfig { format: TextFormat { kind: "text" } },
+            text: TextConfig { format: TextFormat::new(echo.options.format.as_ref()) },
             tool_choice: "auto",
             tools: [],
             top_p: echo.options.top_p,

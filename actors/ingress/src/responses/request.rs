@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     api_error::ApiError,
     call::Call,
-    generation, ids,
+    format, generation, ids,
     json::{Object, missing, parse_object, wrong_type},
     messages, metadata,
 };
@@ -37,6 +37,7 @@ impl ResponseRequest {
         options.model = generation::model(&mut body, model_header)?;
         options.stop = generation::stop(&mut body)?;
         options.max_tokens = generation::token_limit(&mut body, "max_output_tokens")?;
+        options.format = format::of_response(&mut body)?;
         let seed = generation::seed(&mut body)?;
         let user = generation::user(&mut body)?;
         let request = Self {

@@ -3,6 +3,8 @@
 mod bad_input;
 mod chat;
 mod conversations;
+mod formats;
+mod logprobs;
 mod operations;
 mod responses;
 mod sockets;

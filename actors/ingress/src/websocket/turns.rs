@@ -122,7 +122,7 @@ impl Line {
         while told.is_ok() {
             let message = match reply.next().await {
                 None => return Ok(()),
-                Some(ReplyEvent::Delta { end, text }) => {
+                Some(ReplyEvent::Delta { end, text, .. }) => {
                     ServerMessage::Delta { turn: &turn, seq: end, text: &text }.encode()
                 }
                 Some(ReplyEvent::Rewound { to }) => ServerMessage::Rewind { turn: &turn, seq: to }.encode(),

@@ -25,6 +25,8 @@ pub struct StatelessRequest {
     pub options: GenerationOptions,
     /// The seed; drawn at random where absent.
     pub seed: Option<u64>,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub logprobs: Option<u32>,
 }
 
 impl Node {
@@ -42,6 +44,7 @@ impl Node {
             input: &reviewed.messages(),
             options: &request.options,
             seed: request.seed.unwrap_or_else(rand::random),
+            logprobs: request.logprobs,
             deadline: self.services.limits.turn_deadline,
         })?;
         let writer = TurnWriter::new();
@@ -65,7 +68,7 @@ struct Sink {
 impl EventSink for Sink {
     fn send(&mut self, event: GenerateEvent) -> bool {
         match event {
-            GenerateEvent::Tokens { text, .. } => self.writer.push(&text),
+            GenerateEvent::Tokens { text, logprobs, .. } => self.writer.push_scored(&text, logprobs),
             GenerateEvent::Finished { finish, usage } => self.writer.end(self.replied(finish, usage)),
             GenerateEvent::Failed(error) => self.writer.end(self.failed(&error.into())),
         }

@@ -99,7 +99,7 @@ struct Sink {
 impl EventSink for Sink {
     fn send(&mut self, event: GenerateEvent) -> bool {
         let event = match event {
-            GenerateEvent::Tokens { ids, text } => Event::Tokens { ids, text },
+            GenerateEvent::Tokens { ids, text, .. } => Event::Tokens { ids, text },
             GenerateEvent::Finished { finish, usage } => {
                 Event::Finished { finish: finish_reason(finish), usage: token_counts(usage) }
             }

@@ -1,9 +1,12 @@
 """The official Python client, unmodified, against a node with the scripted model. Called as: openai_client.py BASE_URL"""
 
 import hashlib
+import json
 import sys
+import typing
 
 import openai
+import pydantic
 
 
 def mark(text):
@@ -25,6 +28,41 @@ def chat_stream(client):
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text.startswith(mark("two")), text
     assert chunks[-1].usage.total_tokens > 0 and not chunks[-1].choices, chunks[-1]
+
+
+def probabilities(client):
+    messages = [{"role": "user", "content": "nine"}]
+    asked = {"model": "scripted", "messages": messages, "logprobs": True, "top_logprobs": 3}
+    choice = client.chat.completions.create(**asked).choices[0]
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content, tokens
+    assert tokens[0].token == mark("nine") and tokens[0].top_logprobs[0].token == tokens[0].token, tokens[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
+    assert streamed == tokens, streamed
+
+
+class Weather(pydantic.BaseModel):
+    city: typing.Literal["Paris"]
+    celsius: int
+    sky: typing.Literal["clear", "cloudy"]
+    alerts: list[str]
+    wind: typing.Optional[str]
+
+
+def formats(client):
+    messages = [{"role": "user", "content": "ten"}]
+    answer = client.chat.completions.parse(model="scripted", messages=messages, response_format=Weather)
+    assert answer.choices[0].message.parsed.city == "Paris", answer
+    headers = {"X-Session-ID": "formats"}
+    kept = client.chat.completions.parse(
+        model="scripted", messages=messages, response_format=Weather, extra_headers=headers
+    )
+    assert kept.choices[0].message.parsed == answer.choices[0].message.parsed, kept
+    response = client.responses.parse(model="scripted", input="ten", text_format=Weather)
+    assert response.output_parsed == answer.choices[0].message.parsed, response
+    mode = client.chat.completions.create(model="scripted", messages=messages, response_format={"type": "json_object"})
+    assert isinstance(json.loads(mode.choices[0].message.content), dict), mode
 
 
 def responses(client):
@@ -83,7 +121,7 @@ def errors(client):
 def main():
     client = openai.OpenAI(base_url=sys.argv[1], api_key="any")
     assert "scripted" in [model.id for model in client.models.list()]
-    for check in [chat, chat_stream, responses, responses_stream, sessions_and_keys, errors]:
+    for check in [chat, chat_stream, probabilities, formats, responses, responses_stream, sessions_and_keys, errors]:
         check(client)
         print(f"ok {check.__name__}")
 

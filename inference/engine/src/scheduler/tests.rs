@@ -1,5 +1,7 @@
 //! The scheduler over a model whose logits are a hash of each lane's cache: any mix-up shows in the answer.
 
+mod probabilities;
+
 use std::{cell::Cell, collections::HashMap};
 
 use proptest::prelude::*;

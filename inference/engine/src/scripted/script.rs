@@ -2,8 +2,11 @@
 
 use sha2::{Digest, Sha256};
 
-use super::ScriptedOptions;
-use crate::{Finish, GenerateEvent, GenerateRequest, TokenId, TokenUsage, random, text::TextAssembler};
+use super::{ScriptedOptions, document};
+use crate::{
+    EngineError, Finish, GenerateEvent, GenerateRequest, Likelihood, TokenId, TokenLogprob, TokenUsage,
+    logprobs::Unreported, random, text::TextAssembler,
+};
 
 /// Hexadecimal digits of the message's SHA-256 that a reply begins with.
 const DIGEST_DIGITS: usize = 16;
@@ -40,27 +43,40 @@ pub(super) struct Script {
     digest: [u8; 32],
     words: u64,
     tokens: u32,
+    /// What is said instead of words.
+    document: Option<Vec<TokenId>>,
     max_tokens: u32,
     forced: Vec<TokenId>,
     prompt_tokens: u32,
     said: u32,
     text: TextAssembler,
+    /// Bytes of text that came out.
+    out: usize,
+    /// The alternatives that are wanted with every token, where probabilities are.
+    logprobs: Option<u32>,
+    unreported: Unreported,
 }
 
 impl Script {
-    pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Self {
+    pub(super) fn new(options: &ScriptedOptions, request: GenerateRequest) -> Result<Self, EngineError> {
         let digest: [u8; 32] = Sha256::digest(request.prompt.last_user_text.as_bytes()).into();
         let message = u64::from_le_bytes(std::array::from_fn(|n| digest[8 + n]));
-        Self {
+        let document = request.grammar.map(|g| document::write(g, &request.forced, request.max_tokens as usize));
+        let document = document.transpose()?;
+        Ok(Self {
             digest,
             words: random::bits(options.seed, message),
-            tokens: options.tokens,
+            tokens: document.as_ref().map_or(options.tokens, |document| document.len() as u32),
+            document,
             max_tokens: request.max_tokens,
             forced: request.forced,
             prompt_tokens: request.prompt.token_count,
             said: 0,
             text: TextAssembler::new(request.stop),
-        }
+            out: 0,
+            logprobs: request.logprobs,
+            unreported: Unreported::default(),
+        })
     }
 
     /// Tokens that are there before any time was spent on generating.
@@ -88,25 +104,39 @@ impl Script {
             ids.push(self.say(&mut text));
             finish = self.finish();
         }
+        let is_whole = finish.is_some() && !self.text.is_stopped();
         if finish.is_some() {
             self.text.finish(&mut text);
         }
-        (GenerateEvent::Tokens { ids, text }, finish)
+        self.out += text.len();
+        let logprobs = if is_whole { self.unreported.take_all() } else { self.unreported.take(self.out) };
+        (GenerateEvent::Tokens { ids, text, logprobs }, finish)
     }
 
     fn say(&mut self, text: &mut String) -> TokenId {
         let scripted = self.scripted(self.said);
         let id = self.forced.get(self.said as usize).copied().unwrap_or(scripted);
-        if id == scripted && self.said == 0 {
-            self.text.push(self.digest_digits().as_bytes(), text);
+        let bytes = if self.document.is_some() {
+            document::bytes(id).to_vec()
+        } else if id == scripted && self.said == 0 {
+            self.digest_digits().into_bytes()
         } else {
-            self.text.push(WORDS[id as usize % WORDS.len()].as_bytes(), text);
+            WORDS[id as usize % WORDS.len()].into()
+        };
+        // Tokens of an earlier attempt have no probability, as in the engine.
+        if let Some(top) = self.logprobs.filter(|_| self.said >= self.forced()) {
+            let start = self.out + text.len() + self.text.held_bytes();
+            self.unreported.push(start, certain(&bytes, top));
         }
+        self.text.push(&bytes, text);
         self.said += 1;
         id
     }
 
     fn scripted(&self, position: u32) -> TokenId {
+        if let Some(document) = &self.document {
+            return document[position as usize];
+        }
         if position == 0 {
             let head = u32::from_be_bytes(std::array::from_fn(|n| self.digest[n]));
             return DIGEST_TOKEN | (head >> 1);
@@ -134,4 +164,10 @@ impl Script {
             None
         }
     }
+}
+
+/// A token that nothing else could have been.
+fn certain(bytes: &[u8], top: u32) -> TokenLogprob {
+    let token = Likelihood { bytes: bytes.to_vec(), logprob: 0.0 };
+    TokenLogprob { top: (top > 0).then(|| token.clone()).into_iter().collect(), token }
 }

@@ -21,6 +21,8 @@ fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
         sampling: Sampling::default(),
         max_tokens: 100,
         stop: vec![],
+        logprobs: None,
+        grammar: None,
         forced: vec![],
         deadline: None,
         tenant: "t".into(),
@@ -92,6 +94,37 @@ fn forced_tokens_are_said_again_and_continued_exactly() {
     let other = answer(&replica, GenerateRequest { forced: foreign.clone(), ..request(&replica, "hi") });
     assert_eq!(other.ids[..3], foreign);
     assert_ne!(other.text, whole.text);
+}
+
+#[test]
+fn a_schema_gets_a_short_document() {
+    let replica = replica("tokens=8");
+    let documents = [
+        (r#"{"type": "object"}"#, "{}"),
+        (r#"{"type": "array", "items": {"type": "string"}, "minItems": 2}"#, r#"["",""]"#),
+        (r#"{"anyOf": [{"type": "string", "minLength": 2}, {"type": "null"}]}"#, r#""00""#),
+        (
+            r#"{"type": "object", "properties": {"city": {"const": "Paris", "type": "string"}, "celsius": {"type": "integer"}},
+                "required": ["city", "celsius"], "additionalProperties": false}"#,
+            r#"{"city":"Paris","celsius":0}"#,
+        ),
+        (r#"{"type": "number"}"#, "0"),
+    ];
+    for (schema, document) in documents {
+        let grammar = || Some(replica.compile(schema).expect("a good schema"));
+        let whole =
+            answer(&replica, GenerateRequest { grammar: grammar(), max_tokens: 100, ..request(&replica, "hi") });
+        assert_eq!(
+            (whole.text.as_str(), whole.end),
+            (document, Some(Ok((Finish::Stop, usage(1, document.len() as u32)))))
+        );
+        let forced = whole.ids[..1].to_vec();
+        let again = answer(
+            &replica,
+            GenerateRequest { grammar: grammar(), forced, max_tokens: 100, ..request(&replica, "hi") },
+        );
+        assert_eq!((again.ids, again.text.as_str()), (whole.ids, document));
+    }
 }
 
 #[test]

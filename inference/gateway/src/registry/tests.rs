@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parlance_inference_engine::{
-    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, PreparedPrompt, PromptBudget,
+    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget,
 };
 
 use super::*;
@@ -18,6 +18,10 @@ impl Replica for Loaded {
     }
 
     fn prepare(&self, _: &[ChatMessage<'_>], _: PromptBudget) -> Result<PreparedPrompt, EngineError> {
+        Err(EngineError::Stopped)
+    }
+
+    fn compile(&self, _: &str) -> Result<Grammar, EngineError> {
         Err(EngineError::Stopped)
     }
 

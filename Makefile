@@ -14,10 +14,10 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check services bench notices
+.PHONY: help run test check services bench bench-inference notices
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build, fetch the model and start a node at http://127.0.0.1:8080
 	@.ci/services build
@@ -52,6 +52,12 @@ bench: ## Measure turns per second, memory per session and the model
 	$(CARGO) build --release -p parlance
 	target/release/parlance model fetch
 	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model
+
+bench-inference: ## Measure the model over HTTP, beside llama.cpp's server if it is in target/services/peers
+	@.ci/services build
+	$(CARGO) build --release -p parlance
+	target/release/parlance model fetch
+	$(CARGO) bench --quiet --workspace --bench inference
 
 notices: ## Write THIRD-PARTY-NOTICES.md anew
 	@.ci/notices

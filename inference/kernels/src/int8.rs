@@ -62,7 +62,7 @@ impl Int8Matrix {
         self.weights.len() + self.scales.len() * size_of::<f32>()
     }
 
-    /// The panels, each to be filled with up to [`PANEL_OUTPUTS`] rows of weights; in any order, on any thread.
+    /// The panels, each to be filled with up to [`PANEL`] rows of weights; in any order, on any thread.
     pub fn panels_mut(&mut self) -> impl rayon::iter::IndexedParallelIterator<Item = PanelMut<'_>> {
         use rayon::prelude::*;
         let groups = self.inputs.div_ceil(GROUP).max(1);
@@ -108,9 +108,6 @@ impl Int8Matrix {
     }
 }
 
-/// How many outputs a panel has.
-pub const PANEL_OUTPUTS: usize = PANEL;
-
 /// One panel of an [`Int8Matrix`] in the making.
 #[derive(Debug)]
 pub struct PanelMut<'a> {
@@ -120,7 +117,7 @@ pub struct PanelMut<'a> {
 }
 
 impl PanelMut<'_> {
-    /// Brings rows of weights to 8 bits. `rows` holds up to [`PANEL_OUTPUTS`] of them, one after the other.
+    /// Brings rows of weights to 8 bits. `rows` holds up to [`PANEL`] of them, one after the other.
     ///
     /// # Panics
     ///

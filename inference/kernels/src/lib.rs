@@ -17,3 +17,5 @@ pub mod int8;
 pub mod linear;
 mod panels;
 mod simd;
+
+pub use panels::PANEL;

@@ -9,12 +9,10 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use crate::{
-    panels::{self, share},
+    panels::{PANEL, share},
     simd::{LANES, Lanes, fma, has_avx512, vectorised},
 };
 
-/// Outputs per panel.
-pub const PANEL: usize = panels::PANEL;
 /// Rows per tile where there are 32 registers of sixteen floats. With more, the compiler gives the vectors up.
 const TILE_ROWS: usize = 6;
 /// Rows per tile with fewer or smaller registers.

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::simd::LANES;
 
-/// Outputs per panel.
-pub(crate) const PANEL: usize = 2 * LANES;
+/// Outputs per panel of packed weights.
+pub const PANEL: usize = 2 * LANES;
 /// Stretches of panels per thread: a thread that is interrupted leaves its last one to the others.
 const STRETCHES_PER_THREAD: usize = 4;
 /// Multiplications that are worth a stretch of their own; fewer take no longer than another thread takes to begin.

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
+    PANEL,
     attention::{self, HeadCache},
     elementwise,
     int8::Int8Matrix,
@@ -36,7 +37,7 @@ pub(crate) enum Weight {
 impl Weight {
     /// Wraps weights in the layout of [`linear`].
     pub(crate) fn f32(packed: Vec<f32>, inputs: usize, outputs: usize) -> Self {
-        let shape = [outputs.div_ceil(linear::PANEL), inputs, linear::PANEL];
+        let shape = [outputs.div_ceil(PANEL), inputs, PANEL];
         let packed = FlexTensor::from_data(TensorData::new(packed, shape));
         Self::F32 { packed: Box::new(Tensor::from_primitive::<Flex>(packed)), inputs, outputs }
     }

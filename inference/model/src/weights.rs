@@ -3,8 +3,9 @@
 use std::{collections::HashSet, sync::Mutex};
 
 use parlance_inference_kernels::{
-    int8::{Int8Matrix, PANEL_OUTPUTS},
-    linear::{PANEL, pack, packed_len},
+    PANEL,
+    int8::Int8Matrix,
+    linear::{pack, packed_len},
 };
 use rayon::prelude::*;
 
@@ -123,16 +124,15 @@ fn read_head_norms(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize
     Ok(HeadNorms { queries: norm("attn_q_norm")?, keys: norm("attn_k_norm")? })
 }
 
-/// Reads rows of tensors as floats, `outputs` of them for each panel, and has each panel filled with its own.
+/// Reads rows of tensors as floats, [`PANEL`] of them for each panel, and has each panel filled with its own.
 fn each_panel<P: Send>(
     panels: impl IndexedParallelIterator<Item = P>,
     rows: &[(&TensorInfo<'_>, usize)],
-    outputs: usize,
     inputs: usize,
     fill: impl Fn(P, &[f32]) + Sync,
 ) {
-    panels.zip(rows.par_chunks(outputs)).for_each_init(
-        || vec![0.0; outputs * inputs],
+    panels.zip(rows.par_chunks(PANEL)).for_each_init(
+        || vec![0.0; PANEL * inputs],
         |values, (panel, rows)| {
             for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
                 dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
@@ -174,13 +174,13 @@ impl WeightReader<'_> {
             Numbers::F32 => {
                 let mut packed = vec![0.0; packed_len(outputs, inputs)];
                 let panels = packed.par_chunks_exact_mut(PANEL * inputs);
-                each_panel(panels, &rows, PANEL, inputs, |panel, values| pack(values, inputs, panel));
+                each_panel(panels, &rows, inputs, |panel, values| pack(values, inputs, panel));
                 Weight::f32(packed, inputs, outputs)
             }
             Numbers::Int8 => {
                 let mut matrix = Int8Matrix::new(inputs, outputs);
                 let panels = matrix.panels_mut();
-                each_panel(panels, &rows, PANEL_OUTPUTS, inputs, |mut panel, values| panel.fill(values));
+                each_panel(panels, &rows, inputs, |mut panel, values| panel.fill(values));
                 Weight::Int8(matrix)
             }
         };

@@ -1,7 +1,9 @@
-//! The inference engine: continuous batching over the lanes of a model, sampling, text assembly, and a scripted twin.
+//! The inference engine: continuous batching over the lanes of a model, sampling, text assembly, and a scripted twin; and the same for
+//! models that embed texts.
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod embedding;
 mod engine;
 mod error;
 #[cfg(test)]
@@ -23,6 +25,10 @@ mod scripted;
 mod text;
 mod window;
 
+pub use embedding::{
+    EmbeddingCodec, EmbeddingEngine, EmbeddingEngineReplica, EmbeddingInput, EmbeddingModel, EmbeddingOptions,
+    EmbeddingReplica, EmbeddingRequest, Embeddings, ModelKind, ModelReplica, PendingEmbeddings,
+};
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};

@@ -27,7 +27,7 @@ pub(crate) use error::ShardError;
 pub use error::{Refusal, StartError};
 pub use limits::Limits;
 pub use model_worker::{LoadModel, ModelSpec};
-pub use node::{Node, NodeOptions, NodeStatus, Readiness, StatelessRequest};
+pub use node::{EmbedRequest, Embedded, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest};
 pub use parlance_actors_guard::Guards;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
 pub use supervisor::RestartPolicy;

@@ -1,11 +1,13 @@
-//! The owner of one loaded model replica: loads it, feeds its engine thread, loads it again when the engine dies.
+//! The owner of one loaded model replica, of either kind: loads it, feeds its engine thread, loads it again when the engine dies.
 //!
 //! One per replica, spawned by the node's model supervisor. A restart loses what the engine was computing: the sinks of its requests
 //! are dropped, and whoever waits for them tries again.
 
 use std::sync::Arc;
 
-use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateRequest, Replica};
+use parlance_inference_engine::{
+    CancelHandle, EmbeddingRequest, EngineError, EventSink, GenerateRequest, ModelReplica, PendingEmbeddings,
+};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
@@ -13,7 +15,7 @@ use crate::models::Models;
 
 /// Loads a model, down to its warm-up. Runs on a thread that may block; the reason of a failure is for the operator.
 /// The argument takes the progress in per cent.
-pub type LoadModel = Arc<dyn Fn(&(dyn Fn(u8) + Sync)) -> Result<Arc<dyn Replica>, String> + Send + Sync>;
+pub type LoadModel = Arc<dyn Fn(&(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> + Send + Sync>;
 
 /// A model that the node serves.
 #[derive(Clone)]
@@ -31,12 +33,17 @@ pub(crate) enum ModelWorkerMessage {
         sink: Box<dyn EventSink>,
         reply: oneshot::Sender<Result<CancelHandle, EngineError>>,
     },
+    /// Hand a request to the embedding engine. The reply is what ends with the vectors.
+    Embed {
+        request: EmbeddingRequest,
+        reply: oneshot::Sender<Result<PendingEmbeddings, EngineError>>,
+    },
     Internal(Internal),
 }
 
 pub(crate) enum Internal {
     /// The model was loaded, or not.
-    Loaded(Result<Arc<dyn Replica>, String>),
+    Loaded(Result<ModelReplica, String>),
 }
 
 impl ractor::Message for ModelWorkerMessage {}
@@ -55,7 +62,7 @@ pub(crate) struct ModelWorkerState {
     myself: ActorRef<ModelWorkerMessage>,
     models: Models,
     /// `None` while it loads.
-    replica: Option<Arc<dyn Replica>>,
+    replica: Option<ModelReplica>,
 }
 
 /// Reaches one model worker.
@@ -76,6 +83,17 @@ impl ModelWorkerHandle {
         let (reply, answer) = oneshot::channel();
         let message = ModelWorkerMessage::Generate { request: Box::new(request), sink, reply };
         self.0.cast(message).map_err(|_| EngineError::Stopped)?;
+        answer.await.map_err(|_| EngineError::Stopped)?
+    }
+
+    /// Has the texts embedded.
+    ///
+    /// # Errors
+    ///
+    /// Why the engine did not take them.
+    pub(crate) async fn embed(&self, request: EmbeddingRequest) -> Result<PendingEmbeddings, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.cast(ModelWorkerMessage::Embed { request, reply }).map_err(|_| EngineError::Stopped)?;
         answer.await.map_err(|_| EngineError::Stopped)?
     }
 }
@@ -109,6 +127,7 @@ impl Actor for ModelWorker {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ModelWorkerMessage::Generate { request, sink, reply } => state.on_generate(*request, sink, reply)?,
+            ModelWorkerMessage::Embed { request, reply } => state.on_embed(request, reply)?,
             ModelWorkerMessage::Internal(Internal::Loaded(result)) => state.on_loaded(result),
         }
         Ok(())
@@ -141,10 +160,33 @@ impl ModelWorkerState {
         sink: Box<dyn EventSink>,
         reply: oneshot::Sender<Result<CancelHandle, EngineError>>,
     ) -> Result<(), EngineError> {
-        let submitted =
-            self.replica.as_ref().ok_or(EngineError::Stopped).and_then(|replica| replica.submit(request, sink));
+        let submitted = match &self.replica {
+            Some(ModelReplica::Chat(replica)) => replica.submit(request, sink),
+            Some(ModelReplica::Embedding(_)) | None => Err(EngineError::Stopped),
+        };
+        self.answer(submitted, reply)
+    }
+
+    fn on_embed(
+        &mut self,
+        request: EmbeddingRequest,
+        reply: oneshot::Sender<Result<PendingEmbeddings, EngineError>>,
+    ) -> Result<(), EngineError> {
+        let submitted = match &self.replica {
+            Some(ModelReplica::Embedding(replica)) => replica.submit(request),
+            Some(ModelReplica::Chat(_)) | None => Err(EngineError::Stopped),
+        };
+        self.answer(submitted, reply)
+    }
+
+    /// Passes on what the engine said, and fails if it is dead.
+    fn answer<T>(
+        &mut self,
+        submitted: Result<T, EngineError>,
+        reply: oneshot::Sender<Result<T, EngineError>>,
+    ) -> Result<(), EngineError> {
         let died = matches!(submitted, Err(EngineError::Stopped)) && self.replica.is_some();
-        // A caller that is gone has dropped what its sink reports to.
+        // A caller that is gone has dropped what would be told.
         let _gone = reply.send(submitted);
         if died {
             self.withdraw("its engine stopped");
@@ -159,7 +201,7 @@ impl ModelWorkerState {
         }
     }
 
-    fn on_loaded(&mut self, result: Result<Arc<dyn Replica>, String>) {
+    fn on_loaded(&mut self, result: Result<ModelReplica, String>) {
         match result {
             Ok(replica) => {
                 tracing::info!(model = self.name, digest = replica.info().digest, "model is ready");

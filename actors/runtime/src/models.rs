@@ -7,7 +7,7 @@ use std::{
 
 use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
-use parlance_inference_engine::{GenerateRequest, Replica};
+use parlance_inference_engine::{EmbeddingReplica, GenerateRequest, ModelReplica, Replica};
 use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -24,7 +24,7 @@ pub(crate) struct Models(Arc<Shared>);
 struct Shared {
     registry: ModelRegistry,
     /// The worker of each published replica.
-    workers: RwLock<Vec<(Arc<dyn Replica>, ModelWorkerHandle)>>,
+    workers: RwLock<Vec<(ModelReplica, ModelWorkerHandle)>>,
 }
 
 /// A generation that is ready to be handed to its worker.
@@ -54,16 +54,16 @@ impl Models {
     }
 
     /// Serves `model` by a worker's replica. Replicas of the same model that other workers brought go on serving.
-    pub(crate) fn attach(&self, model: &str, replica: Arc<dyn Replica>, worker: ModelWorkerHandle) {
+    pub(crate) fn attach(&self, model: &str, replica: ModelReplica, worker: ModelWorkerHandle) {
         let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
         workers.push((replica, worker));
         let of_model = workers.iter().map(|(replica, _)| replica).filter(|replica| replica.info().name == model);
         self.0.registry.publish(model, of_model.cloned().collect());
     }
 
-    pub(crate) fn detach(&self, model: &str, replica: &Arc<dyn Replica>, reason: &str) {
+    pub(crate) fn detach(&self, model: &str, replica: &ModelReplica, reason: &str) {
         let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
-        workers.retain(|(known, _)| !Arc::ptr_eq(known, replica));
+        workers.retain(|(known, _)| !known.is(replica));
         self.0.registry.withdraw(model, replica, reason);
     }
 
@@ -114,7 +114,8 @@ impl Models {
                 ..turn(messages, &order.options, order.history)
             },
         )?;
-        self.planned(&replica, request, tag)
+        let worker = self.worker(&replica.into())?;
+        Ok(Planned { worker, request, tag })
     }
 
     /// Renders a generation outside any session.
@@ -131,15 +132,22 @@ impl Models {
             },
         )?;
         let tag = tag(&*replica);
-        self.planned(&replica, request, tag)
+        let worker = self.worker(&replica.into())?;
+        Ok(Planned { worker, request, tag })
     }
 
-    fn planned(&self, replica: &Arc<dyn Replica>, request: GenerateRequest, tag: ModelTag) -> Result<Planned, Refusal> {
+    /// The replica of an embedding model that has least to do, and its worker.
+    pub(crate) fn embedding(&self, model: &str) -> Result<(Arc<dyn EmbeddingReplica>, ModelWorkerHandle), Refusal> {
+        let replica = self.0.registry.route_embedding(model)?;
+        let worker = self.worker(&replica.clone().into())?;
+        Ok((replica, worker))
+    }
+
+    fn worker(&self, replica: &ModelReplica) -> Result<ModelWorkerHandle, Refusal> {
         let workers = self.0.workers.read().unwrap_or_else(PoisonError::into_inner);
-        let found = workers.iter().find(|(known, _)| Arc::ptr_eq(known, replica));
-        let gone = || Refusal::ModelNotReady { model: tag.name.clone(), reason: "its worker is restarting".into() };
-        let worker = found.map(|(_, worker)| worker.clone()).ok_or_else(gone)?;
-        Ok(Planned { worker, request, tag })
+        let found = workers.iter().find(|(known, _)| known.is(replica));
+        let (model, reason) = (replica.info().name.clone(), "its worker is restarting".to_owned());
+        found.map(|(_, worker)| worker.clone()).ok_or(Refusal::ModelNotReady { model, reason })
     }
 }
 
@@ -181,6 +189,9 @@ impl From<GatewayError> for Refusal {
                 Self::ModelNotReady { model: name, reason: format!("it is loading ({percent} %)") }
             }
             GatewayError::ModelUnavailable { name, reason } => Self::ModelNotReady { model: name, reason },
+            wrong @ GatewayError::WrongKind { .. } => {
+                Self::InvalidValue { param: "model".into(), message: wrong.to_string() }
+            }
             GatewayError::InvalidValue { param, message } => {
                 Self::InvalidValue { param: param.into(), message: format!("`{param}` {message}") }
             }

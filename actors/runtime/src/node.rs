@@ -1,5 +1,6 @@
 //! One node: its services, its supervision tree, and the handle that the faces and the operator hold.
 
+mod embeddings;
 mod root;
 mod stateless;
 
@@ -24,8 +25,11 @@ use tokio::{
 };
 
 use self::root::RootArguments;
-pub use self::stateless::StatelessRequest;
 pub(crate) use self::stateless::{finish_reason, token_counts};
+pub use self::{
+    embeddings::{EmbedRequest, Embedded},
+    stateless::StatelessRequest,
+};
 use crate::{
     Limits, ModelSpec, Sessions, StartError,
     admission::Admission,

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use parlance_inference_engine::{Replica, ReplicaInfo, ReplicaLoad};
+use parlance_inference_engine::{EmbeddingReplica, ModelKind, ModelReplica, Replica, ReplicaInfo, ReplicaLoad};
 
 use crate::GatewayError;
 
@@ -44,6 +44,10 @@ pub struct ModelListing {
     pub aliases: Vec<String>,
     /// What becomes of it.
     pub state: ModelState,
+    /// What it is for, once that is known.
+    pub kind: Option<ModelKind>,
+    /// How many values its vectors have, if it embeds.
+    pub dimensions: Option<usize>,
     /// How many replicas serve it. May be more than 0 in any state.
     pub replicas: usize,
     /// What they serve, where there are any.
@@ -74,7 +78,7 @@ struct Model {
 #[derive(Clone)]
 struct Seat {
     number: u64,
-    replica: Arc<dyn Replica>,
+    replica: ModelReplica,
 }
 
 impl ModelRegistry {
@@ -93,8 +97,8 @@ impl ModelRegistry {
         self.write().model(name).state = ModelState::Failed { reason: reason.into() };
     }
 
-    /// Serves a model by these replicas, in place of those it had.
-    pub fn publish(&self, name: &str, replicas: Vec<Arc<dyn Replica>>) {
+    /// Serves a model by these replicas, all of one kind, in place of those it had.
+    pub fn publish(&self, name: &str, replicas: Vec<ModelReplica>) {
         let mut inner = self.write();
         let first = inner.seats;
         inner.seats += replicas.len() as u64;
@@ -103,10 +107,10 @@ impl ModelRegistry {
     }
 
     /// Takes one replica out, for example because it died. A model without replicas is [`ModelState::Failed`] for `reason`.
-    pub fn withdraw(&self, name: &str, replica: &Arc<dyn Replica>, reason: impl Into<String>) {
+    pub fn withdraw(&self, name: &str, replica: &ModelReplica, reason: impl Into<String>) {
         let mut inner = self.write();
         let Some(model) = inner.models.get_mut(name) else { return };
-        model.seats.retain(|seat| !Arc::ptr_eq(&seat.replica, replica));
+        model.seats.retain(|seat| !seat.replica.is(replica));
         if model.seats.is_empty() && model.state == ModelState::Ready {
             model.state = ModelState::Failed { reason: reason.into() };
         }
@@ -138,20 +142,36 @@ impl ModelRegistry {
     ///
     /// # Errors
     ///
-    /// [`GatewayError::ModelNotFound`], [`GatewayError::ModelLoading`] or [`GatewayError::ModelUnavailable`].
+    /// [`GatewayError::ModelNotFound`], [`GatewayError::ModelLoading`], [`GatewayError::ModelUnavailable`], or
+    /// [`GatewayError::WrongKind`] for a model that embeds.
     pub fn route(&self, name: &str, affinity: u64) -> Result<Arc<dyn Replica>, GatewayError> {
         let inner = self.read();
-        let (name, model) = inner.find(name)?;
-        choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))
+        match inner.choose(name, affinity)? {
+            (_, ModelReplica::Chat(replica)) => Ok(replica),
+            (name, ModelReplica::Embedding(_)) => Err(inner.wrong_kind(name, ModelKind::Chat)),
+        }
     }
 
-    /// Whether calls that name no model are served.
+    /// Chooses the replica that embeds: the least loaded one.
     ///
     /// # Errors
     ///
-    /// As [`route`](Self::route): why they are not.
+    /// As [`route`](Self::route), the other way round: [`GatewayError::WrongKind`] for a model that answers messages.
+    pub fn route_embedding(&self, name: &str) -> Result<Arc<dyn EmbeddingReplica>, GatewayError> {
+        let inner = self.read();
+        match inner.choose(name, 0)? {
+            (_, ModelReplica::Embedding(replica)) => Ok(replica),
+            (name, ModelReplica::Chat(_)) => Err(inner.wrong_kind(name, ModelKind::Embedding)),
+        }
+    }
+
+    /// Whether the default model serves, whatever it is for.
+    ///
+    /// # Errors
+    ///
+    /// As [`route`](Self::route): why it does not.
     pub fn readiness(&self) -> Result<(), GatewayError> {
-        self.route(DEFAULT_MODEL, 0).map(drop)
+        self.read().choose(DEFAULT_MODEL, 0).map(drop)
     }
 
     /// Every model, sorted by name.
@@ -185,6 +205,18 @@ impl Models {
         })
     }
 
+    fn choose(&self, name: &str, affinity: u64) -> Result<(&str, ModelReplica), GatewayError> {
+        let (name, model) = self.find(name)?;
+        let chosen = choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))?;
+        Ok((name, chosen))
+    }
+
+    fn wrong_kind(&self, name: &str, wanted: ModelKind) -> GatewayError {
+        let of_kind = self.models.iter().filter(|(_, model)| model.kind() == Some(wanted));
+        let available = of_kind.map(|(name, _)| name.clone()).collect();
+        GatewayError::WrongKind { name: name.to_owned(), wanted, available }
+    }
+
     fn aliases_of(&self, name: &str) -> Vec<String> {
         let leading =
             self.aliases.iter().filter(|(alias, target)| *target == name && !self.models.contains_key(*alias));
@@ -193,6 +225,10 @@ impl Models {
 }
 
 impl Model {
+    fn kind(&self) -> Option<ModelKind> {
+        self.seats.first().map(|seat| seat.replica.kind())
+    }
+
     fn unavailable(&self, name: &str) -> GatewayError {
         let name = name.to_owned();
         match &self.state {
@@ -208,8 +244,14 @@ impl Model {
             running: sum.running + load.running,
             waiting: sum.waiting + load.waiting,
         });
+        let dimensions = |seat: &Seat| match &seat.replica {
+            ModelReplica::Chat(_) => None,
+            ModelReplica::Embedding(replica) => Some(replica.dimensions()),
+        };
         ModelListing {
             name: name.to_owned(),
+            kind: self.kind(),
+            dimensions: self.seats.first().and_then(dimensions),
             aliases,
             state: self.state.clone(),
             replicas: self.seats.len(),
@@ -220,7 +262,7 @@ impl Model {
 }
 
 /// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
-fn choose(seats: &[Seat], affinity: u64) -> Option<Arc<dyn Replica>> {
+fn choose(seats: &[Seat], affinity: u64) -> Option<ModelReplica> {
     if let [only] = seats {
         return Some(only.replica.clone());
     }

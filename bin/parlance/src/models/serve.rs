@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, ModelSpec};
-use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, TextCodec as _};
+use parlance_inference_engine::{
+    Engine, EngineOptions, ModelReplica, ScriptedOptions, ScriptedReplica, TextCodec as _,
+};
 use parlance_inference_model::{LoadOptions, LoadProgress, load};
 
 use super::{SCRIPTED_NAME, Weights};
@@ -51,7 +53,7 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
                 .map_err(|error| Failure::usage(chain(&error), "Correct the model's reference"))?;
-            Ok(Arc::new(move |_| Ok(Arc::new(ScriptedReplica::new(options.clone())) as Arc<dyn Replica>)))
+            Ok(Arc::new(move |_| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(options.clone()))))))
         }
         Weights::File { path, .. } => {
             inspect(&path)?;
@@ -76,14 +78,11 @@ fn inspect(path: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure { exit: crate::failure::Exit::Usage, lines: vec![chain(&error)] })
 }
 
-fn load_weights(
-    path: &Path,
-    options: &LoadOptions,
-    progress: &(dyn Fn(u8) + Sync),
-) -> Result<Arc<dyn Replica>, String> {
+fn load_weights(path: &Path, options: &LoadOptions, progress: &(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> {
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
-    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
+    let engine = Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default());
+    Ok(ModelReplica::Chat(Arc::new(engine)))
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{LANES, Lanes, exp, sum, vectorised};
+use crate::simd::{LANES, Lanes, erf, exp, sum, vectorised};
 
 /// Rows per task; fewer are not worth a second thread.
 const ROWS_PER_TASK: usize = 16;
@@ -62,9 +62,110 @@ fn swiglu_each(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Layer norm of each row (Ba et al. 2016): to mean 0 and variance 1, times `weight`, plus `bias`.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut out = vec![0.0; x.len()];
+    let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(ROWS_PER_TASK);
+    rows.for_each(|(out, x)| layer_norm_row(x, weight, bias, epsilon, out));
+    out
+}
+
+vectorised! {
+    fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) = centre_and_scale
+}
+
+#[inline(always)]
+fn centre_and_scale(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    let width = x.len() as f32;
+    let mean = sum_of_values(x) / width;
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x - mean;
+    }
+    let scale = 1.0 / (sum_of_squares(out) / width + epsilon).sqrt();
+    for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
+        *out = (*out * scale).mul_add(*weight, *bias);
+    }
+}
+
+#[inline(always)]
+fn sum_of_values(x: &[f32]) -> f32 {
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    let mut sums: Lanes = [0.0; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            sums[lane] += vector[lane];
+        }
+    }
+    for (lane, value) in rest.iter().enumerate() {
+        sums[lane] += value;
+    }
+    sum(sums)
+}
+
+/// Values per task of [`gelu`].
+const VALUES_PER_TASK: usize = 8_192;
+
+/// The Gaussian error linear unit of every value, in place: x · Φ(x) (Hendrycks and Gimpel 2016).
+pub fn gelu(x: &mut [f32]) {
+    x.par_chunks_mut(VALUES_PER_TASK).for_each(gelu_part);
+}
+
+vectorised! { fn gelu_part(x: &mut [f32]) = gelu_each }
+
+#[inline(always)]
+fn gelu_each(x: &mut [f32]) {
+    for x in x {
+        *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layer_norm_centres_and_scales() {
+        for width in [1, 15, 16, 37, 384] {
+            let x: Vec<f32> = (0..3 * width).map(|at| (at as f32 * 0.7).cos() * 3.0 + 20.0).collect();
+            let weight: Vec<f32> = (0..width).map(|at| 1.0 + at as f32 * 0.01).collect();
+            let bias: Vec<f32> = (0..width).map(|at| at as f32 * 0.1 - 1.0).collect();
+            let out = layer_norm(&x, &weight, &bias, 1e-5);
+            for (out, x) in out.chunks_exact(width).zip(x.chunks_exact(width)) {
+                let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+                let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+                for (at, (out, x)) in out.iter().zip(x).enumerate() {
+                    let normed = (f64::from(*x) - mean) / (variance + 1e-5).sqrt();
+                    let exact = normed * f64::from(weight[at]) + f64::from(bias[at]);
+                    assert!((f64::from(*out) - exact).abs() < 2e-5, "{out} for {exact} of {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gelu_is_exact_enough() {
+        // x · Φ(x), by the series of the normal distribution function.
+        let exact = |x: f64| {
+            let (mut term, mut sum, mut n) = (x, x, 1.0);
+            while term.abs() > 1e-18 * sum.abs() && n < 400.0 {
+                n += 2.0;
+                term *= x * x / n;
+                sum += term;
+            }
+            x * (0.5 + sum * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt())
+        };
+        let mut values: Vec<f32> = (-600..=600).map(|at| at as f32 * 0.01).collect();
+        let inputs = values.clone();
+        gelu(&mut values);
+        for (x, found) in inputs.iter().zip(&values) {
+            let error = (f64::from(*found) - exact(f64::from(*x))).abs();
+            assert!(error < 6e-7, "gelu({x}) is off by {error}");
+        }
+        let mut far = [-1e30, -20.0, 20.0, 1e30];
+        gelu(&mut far);
+        assert_eq!(far, [0.0, 0.0, 20.0, 1e30]);
+    }
 
     #[test]
     fn norms_to_unit_mean_square() {

@@ -1,9 +1,11 @@
-//! Models of Llama's architecture and its relatives, read from GGUF files or safetensors directories and run by burn: weights,
-//! tokenizer, chat template, forward pass.
+//! Models of Llama's architecture and its relatives, and of BERT's for embeddings, read from GGUF files or safetensors directories and
+//! run by burn: weights, tokenizer, chat template, forward pass.
 //!
-//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot
+//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share; [`load_embedder`]
+//! does so for models that embed, and [`inspect`] tells which of both a model is for. The hot
 //! operations have one door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
 
+mod bert;
 mod checkpoint;
 mod codec;
 mod config;
@@ -24,9 +26,15 @@ mod tests;
 mod tokenizer;
 mod weights;
 
+pub use bert::{BertCodec, BertModel, LoadedEmbedder, load_embedder};
 pub use codec::ChatCodec;
 pub use device::DeviceChoice;
 pub use error::ModelError;
 pub use llama::LlamaModel;
 pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
 pub use precision::{Precision, UnknownPrecision};
+
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

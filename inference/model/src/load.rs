@@ -2,10 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
+use parlance_inference_engine::{LaneInput, ModelKind, ReplicaInfo, TokenModel};
 
 use crate::{
-    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, kv::KvCache, source::Source, weights::Weights,
+    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, bert, kv::KvCache, source::Source, weights::Weights,
 };
 
 const DEFAULT_LANES: usize = 16;
@@ -115,14 +115,19 @@ pub fn load(
     Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })
 }
 
-/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, and finds
-/// files that are cut short, damaged or of a kind that this build cannot run.
+/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, says what
+/// the model is for, and finds files that are cut short, damaged or of a kind that this build cannot run.
 ///
 /// # Errors
 ///
-/// [`ModelError`], as [`load`] would give it.
-pub fn inspect(source: &Path) -> Result<(), ModelError> {
-    Source::open(source)?.describe().map(drop)
+/// [`ModelError`], as [`load`] or [`load_embedder`](crate::load_embedder) would give it.
+pub fn inspect(source: &Path) -> Result<ModelKind, ModelError> {
+    match &Source::open(source)? {
+        Source::Directory(checkpoint) if checkpoint.embeds() => {
+            bert::describe(checkpoint).map(|_| ModelKind::Embedding)
+        }
+        source => source.describe().map(|_| ModelKind::Chat),
+    }
 }
 
 /// Prefills and decodes once, so that the first request finds threads and memory in place.

@@ -3,6 +3,8 @@
 //!
 //! Everything else that the forward pass does (additions, row selection) is burn's own.
 
+mod encoder;
+
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 use parlance_inference_engine::TokenId;
@@ -15,6 +17,7 @@ use parlance_inference_kernels::{
 };
 use rayon::prelude::*;
 
+pub(crate) use self::encoder::{Norm, add_positions, attend_within, gelu, layer_norm};
 use crate::{
     config::LlamaConfig,
     kv::{HeadPlace, KvCache},

@@ -65,7 +65,7 @@ impl Weights {
         numbers: Numbers,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader { tensors, numbers, progress, state: Mutex::default() };
+        let reader = WeightReader::new(tensors, numbers, progress);
         let hidden = config.hidden;
         let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
         let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
@@ -142,7 +142,8 @@ fn each_panel<P: Send>(
     );
 }
 
-struct WeightReader<'a> {
+/// Reads tensors, and knows which were.
+pub(crate) struct WeightReader<'a> {
     tensors: &'a Tensors<'a>,
     numbers: Numbers,
     progress: &'a (dyn Fn(u64) + Sync),
@@ -155,16 +156,34 @@ struct ReadSoFar {
     bytes: u64,
 }
 
-impl WeightReader<'_> {
+impl<'a> WeightReader<'a> {
+    /// Reads `tensors` into `numbers`; `progress` hears the bytes that are done.
+    pub(crate) fn new(tensors: &'a Tensors<'a>, numbers: Numbers, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+        Self { tensors, numbers, progress, state: Mutex::default() }
+    }
+
     /// A tensor of one dimension.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         let values = self.tensors.vector(name, length)?;
         self.tensors.get(name).into_iter().for_each(|tensor| self.done(tensor));
         Ok(values)
     }
 
+    /// The rows of a table as floats, one after the other.
+    pub(crate) fn rows(&self, name: &str, rows: usize, width: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensors.shaped(name, &[width, rows])?;
+        let mut values = vec![0.0; rows * width];
+        if !width.is_multiple_of(tensor.kind.block_values()) {
+            let problem = format!("the tensor {name:?} with rows of {width} values is not whole blocks");
+            return Err(ModelError::inconsistent(self.tensors.source(), problem));
+        }
+        dequantise(tensor, 0, &mut values);
+        self.done(tensor);
+        Ok(values)
+    }
+
     /// Several matrices over the same inputs as one, their outputs in order.
-    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weight, ModelError> {
+    pub(crate) fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weight, ModelError> {
         let tensors = parts.iter().map(|&(name, outputs)| self.tensors.shaped(name, &[inputs, outputs]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
@@ -196,7 +215,7 @@ impl WeightReader<'_> {
     }
 
     /// A tensor that nothing read (a bias, a rope factor) would change what the model computes.
-    fn check_that_all_were_read(&self) -> Result<(), ModelError> {
+    pub(crate) fn check_that_all_were_read(&self) -> Result<(), ModelError> {
         let state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut left: Vec<_> = self.tensors.names().filter(|name| !state.names.contains(*name)).collect();
         left.sort_unstable();

@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, ModelSpec};
 use parlance_inference_engine::{
-    Engine, EngineOptions, ModelReplica, ScriptedOptions, ScriptedReplica, TextCodec as _,
+    EmbeddingCodec as _, EmbeddingEngine, EmbeddingOptions, Engine, EngineOptions, ModelKind, ModelReplica,
+    ScriptedOptions, ScriptedReplica, TextCodec as _,
 };
-use parlance_inference_model::{LoadOptions, LoadProgress, load};
+use parlance_inference_model::{LoadOptions, LoadProgress, load, load_embedder};
 
 use super::{SCRIPTED_NAME, Weights};
 use crate::{
@@ -21,22 +22,24 @@ use crate::{
 /// Exit code 2 with the model that cannot be served.
 pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
     let mut names = BTreeSet::new();
-    let mut specs = Vec::new();
-    // The node's default is its first model.
-    let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
-    for (name, model) in default_first.0.into_iter().chain(default_first.1) {
+    let mut loaders = Vec::new();
+    for (section, model) in &config.models {
         let weights = model.source.resolve(&config.model_dir)?;
-        let served = served_name(name, &weights);
+        let served = served_name(section, &weights);
         if !names.insert(served.clone()) {
             return Err(Failure::usage(
                 format!("two models would be served under the name `{served}`"),
                 "Give each [models.NAME] another source or another name",
             ));
         }
-        let load = loader(&served, weights, model)?;
-        specs.extend((0..model.replicas).map(|_| ModelSpec { name: served.clone(), load: load.clone() }));
+        let (kind, load) = loader(&served, weights, model)?;
+        let spec = ModelSpec { name: served, load };
+        loaders.push(((section != DEFAULT_MODEL, kind == ModelKind::Embedding), model.replicas, spec));
     }
-    Ok(specs)
+    // The node's default is its first model: the one that is configured as such, else one that chats.
+    loaders.sort_by_key(|(place, ..)| *place);
+    let specs = loaders.into_iter().flat_map(|(_, replicas, spec)| std::iter::repeat_n(spec, replicas));
+    Ok(specs.collect())
 }
 
 /// The section `default` says which model is the default; the model keeps its own name.
@@ -48,17 +51,22 @@ fn served_name(section: &str, weights: &Weights) -> String {
     }
 }
 
-fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel, Failure> {
+fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(ModelKind, LoadModel), Failure> {
     match weights {
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
                 .map_err(|error| Failure::usage(chain(&error), "Correct the model's reference"))?;
-            Ok(Arc::new(move |_| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(options.clone()))))))
+            let load =
+                move |_: &(dyn Fn(u8) + Sync)| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(options.clone()))));
+            Ok((ModelKind::Chat, Arc::new(load)))
         }
         Weights::File { path, .. } => {
-            inspect(&path)?;
-            let options = options(name, model);
-            Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
+            let (kind, options) = (inspect(&path)?, options(name, model));
+            let load = move |progress: &(dyn Fn(u8) + Sync)| match kind {
+                ModelKind::Chat => load_chat(&path, &options, progress),
+                ModelKind::Embedding => load_embedding(&path, &options, progress),
+            };
+            Ok((kind, Arc::new(load)))
         }
     }
 }
@@ -73,16 +81,27 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
     }
 }
 
-fn inspect(path: &Path) -> Result<(), Failure> {
+fn inspect(path: &Path) -> Result<ModelKind, Failure> {
     parlance_inference_model::inspect(path)
         .map_err(|error| Failure { exit: crate::failure::Exit::Usage, lines: vec![chain(&error)] })
 }
 
-fn load_weights(path: &Path, options: &LoadOptions, progress: &(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> {
-    let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
+fn load_chat(path: &Path, options: &LoadOptions, progress: &(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> {
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
     let engine = Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default());
     Ok(ModelReplica::Chat(Arc::new(engine)))
+}
+
+fn load_embedding(path: &Path, options: &LoadOptions, progress: &(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> {
+    let loaded = load_embedder(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
+    let numerics = &loaded.codec.info().numerics;
+    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
+    let engine = EmbeddingEngine::start(Box::new(loaded.model), loaded.codec, EmbeddingOptions::default());
+    Ok(ModelReplica::Embedding(Arc::new(engine)))
+}
+
+fn percent(at: LoadProgress) -> u8 {
+    (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8
 }

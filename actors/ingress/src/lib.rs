@@ -25,6 +25,7 @@ mod guarded;
 mod ids;
 mod json;
 mod listener;
+mod logprobs;
 mod messages;
 mod metadata;
 mod metrics;

@@ -25,7 +25,7 @@ fn conditions(passes: u64) -> String {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let names: Vec<&str> = processors.lines().filter_map(|line| line.strip_prefix("model name\t: ")).collect();
     let name = names.first().unwrap_or(&"unknown processor");
-    format!("{} × {name}; {passes} passes.\n", names.len())
+    format!("{} cores of {name}; passes: {passes}.\n", names.len())
 }
 
 fn rates(rows: &[Row]) -> String {

@@ -1,22 +1,11 @@
 //! What happens to single rows between the matrix products.
 
-use rayon::prelude::*;
-
 use crate::simd::{LANES, Lanes, erf, exp, sum, vectorised};
 
-/// Rows per task; fewer are not worth a second thread.
-const ROWS_PER_TASK: usize = 16;
-
-/// Root-mean-square norm of each row of `width` values (Zhang and Sennrich 2019), times `weight`.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
-    let width = weight.len();
-    let mut out = vec![0.0; x.len()];
-    let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(ROWS_PER_TASK);
-    rows.for_each(|(out, x)| norm_row(x, weight, epsilon, out));
-    out
+vectorised! {
+    /// Root-mean-square norm of a row (Zhang and Sennrich 2019), times `weight`.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = norm
 }
-
-vectorised! { fn norm_row(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = norm }
 
 #[inline(always)]
 fn norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
@@ -42,18 +31,10 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     sum(sums)
 }
 
-/// `silu(gate) · up` for rows of `gate` and `up` side by side (SwiGLU, Shazeer 2020).
-pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; gate_up.len() / 2];
-    let rows = out.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width)).with_min_len(ROWS_PER_TASK);
-    rows.for_each(|(out, row)| {
-        let (gate, up) = row.split_at(width);
-        swiglu_row(gate, up, out);
-    });
-    out
+vectorised! {
+    /// `silu(gate) · up` of a row (SwiGLU, Shazeer 2020).
+    pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_each
 }
-
-vectorised! { fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_each }
 
 #[inline(always)]
 fn swiglu_each(gate: &[f32], up: &[f32], out: &mut [f32]) {
@@ -62,29 +43,21 @@ fn swiglu_each(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Layer norm of each row (Ba et al. 2016): to mean 0 and variance 1, times `weight`, plus `bias`.
-pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<f32> {
-    let width = weight.len();
-    let mut out = vec![0.0; x.len()];
-    let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(ROWS_PER_TASK);
-    rows.for_each(|(out, x)| layer_norm_row(x, weight, bias, epsilon, out));
-    out
-}
-
 vectorised! {
-    fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) = centre_and_scale
+    /// Layer norm of a row, in place (Ba et al. 2016): to mean 0 and variance 1, times `weight`, plus `bias`.
+    pub fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) = centre_and_scale
 }
 
 #[inline(always)]
-fn centre_and_scale(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
-    let width = x.len() as f32;
-    let mean = sum_of_values(x) / width;
-    for (out, x) in out.iter_mut().zip(x) {
-        *out = x - mean;
+fn centre_and_scale(row: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
+    let width = row.len() as f32;
+    let mean = sum_of_values(row) / width;
+    for value in row.iter_mut() {
+        *value -= mean;
     }
-    let scale = 1.0 / (sum_of_squares(out) / width + epsilon).sqrt();
-    for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
-        *out = (*out * scale).mul_add(*weight, *bias);
+    let scale = 1.0 / (sum_of_squares(row) / width + epsilon).sqrt();
+    for ((value, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+        *value = (*value * scale).mul_add(*weight, *bias);
     }
 }
 
@@ -103,15 +76,10 @@ fn sum_of_values(x: &[f32]) -> f32 {
     sum(sums)
 }
 
-/// Values per task of [`gelu`].
-const VALUES_PER_TASK: usize = 8_192;
-
-/// The Gaussian error linear unit of every value, in place: x · Φ(x) (Hendrycks and Gimpel 2016).
-pub fn gelu(x: &mut [f32]) {
-    x.par_chunks_mut(VALUES_PER_TASK).for_each(gelu_part);
+vectorised! {
+    /// The Gaussian error linear unit of every value, in place: x · Φ(x) (Hendrycks and Gimpel 2016).
+    pub fn gelu(x: &mut [f32]) = gelu_each
 }
-
-vectorised! { fn gelu_part(x: &mut [f32]) = gelu_each }
 
 #[inline(always)]
 fn gelu_each(x: &mut [f32]) {
@@ -127,18 +95,17 @@ mod tests {
     #[test]
     fn layer_norm_centres_and_scales() {
         for width in [1, 15, 16, 37, 384] {
-            let x: Vec<f32> = (0..3 * width).map(|at| (at as f32 * 0.7).cos() * 3.0 + 20.0).collect();
+            let x: Vec<f32> = (0..width).map(|at| (at as f32 * 0.7).cos() * 3.0 + 20.0).collect();
             let weight: Vec<f32> = (0..width).map(|at| 1.0 + at as f32 * 0.01).collect();
             let bias: Vec<f32> = (0..width).map(|at| at as f32 * 0.1 - 1.0).collect();
-            let out = layer_norm(&x, &weight, &bias, 1e-5);
-            for (out, x) in out.chunks_exact(width).zip(x.chunks_exact(width)) {
-                let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
-                let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
-                for (at, (out, x)) in out.iter().zip(x).enumerate() {
-                    let normed = (f64::from(*x) - mean) / (variance + 1e-5).sqrt();
-                    let exact = normed * f64::from(weight[at]) + f64::from(bias[at]);
-                    assert!((f64::from(*out) - exact).abs() < 2e-5, "{out} for {exact} of {width}");
-                }
+            let mut out = x.clone();
+            layer_norm(&mut out, &weight, &bias, 1e-5);
+            let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+            let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+            for (at, (out, x)) in out.iter().zip(&x).enumerate() {
+                let normed = (f64::from(*x) - mean) / (variance + 1e-5).sqrt();
+                let exact = normed * f64::from(weight[at]) + f64::from(bias[at]);
+                assert!((f64::from(*out) - exact).abs() < 2e-5, "{out} for {exact} of {width}");
             }
         }
     }
@@ -171,8 +138,9 @@ mod tests {
     fn norms_to_unit_mean_square() {
         let x: Vec<f32> = (0..2 * 37).map(|at| (at as f32).cos() * 3.0).collect();
         let weight: Vec<f32> = (0..37).map(|at| 1.0 + at as f32 * 0.01).collect();
-        let out = rms_norm(&x, &weight, 1e-5);
-        for (out, x) in out.chunks_exact(37).zip(x.chunks_exact(37)) {
+        for x in x.chunks_exact(37) {
+            let mut out = [0.0; 37];
+            rms_norm(x, &weight, 1e-5, &mut out);
             let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 37.0;
             for ((out, x), weight) in out.iter().zip(x).zip(&weight) {
                 let exact = f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*weight);
@@ -184,7 +152,9 @@ mod tests {
     #[test]
     fn swiglu_is_exact_enough() {
         let row: Vec<f32> = (0..40).map(|at| (at as f32 - 20.0) * 1.7).collect();
-        for (out, (gate, up)) in swiglu(&row, 20).iter().zip(row[..20].iter().zip(&row[20..])) {
+        let mut out = [0.0; 20];
+        swiglu(&row[..20], &row[20..], &mut out);
+        for (out, (gate, up)) in out.iter().zip(row[..20].iter().zip(&row[20..])) {
             let (gate, up) = (f64::from(*gate), f64::from(*up));
             let exact = gate / (1.0 + (-gate).exp()) * up;
             assert!((f64::from(*out) - exact).abs() <= 1e-6 * exact.abs().max(1e-3), "{gate} {up}");

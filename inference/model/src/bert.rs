@@ -5,11 +5,11 @@
 
 mod codec;
 mod config;
+mod forward;
 mod load;
 mod pooling;
 mod weights;
 
-use burn::tensor::Tensor;
 use parlance_inference_engine::{EmbeddingModel, EngineError, TokenId};
 
 pub(crate) use self::load::describe;
@@ -17,8 +17,12 @@ pub use self::{
     codec::BertCodec,
     load::{LoadedEmbedder, load_embedder},
 };
-use self::{config::BertConfig, pooling::Pooling, weights::BertWeights};
-use crate::ops;
+use self::{
+    config::BertConfig,
+    forward::{Forward, Workspace},
+    pooling::Pooling,
+    weights::BertWeights,
+};
 
 /// A model that embeds texts.
 #[derive(Debug)]
@@ -26,28 +30,13 @@ pub struct BertModel {
     config: BertConfig,
     pooling: Pooling,
     weights: BertWeights,
+    workspace: Workspace,
 }
 
 impl BertModel {
     /// How much memory the matrices of weights take, in bytes.
     pub fn weight_bytes(&self) -> usize {
         self.weights.bytes()
-    }
-
-    /// The hidden states behind the last layer, one row per token.
-    fn forward(&self, texts: &[&[TokenId]]) -> Tensor<2> {
-        let Self { config, weights, .. } = self;
-        let (tokens, lengths) = (texts.concat(), texts.iter().map(|text| text.len()).collect::<Vec<_>>());
-        let embedded = ops::add_positions(ops::embed(&weights.words, &tokens), &weights.positions, &lengths);
-        let mut x = ops::layer_norm(embedded, &weights.embedding_norm, config.norm_epsilon);
-        for layer in &weights.layers {
-            let qkv = layer.qkv.apply(x.clone());
-            let attended = ops::attend_within(qkv, &lengths, config.heads);
-            x = ops::layer_norm(layer.attention_output.apply(attended) + x, &layer.attention_norm, config.norm_epsilon);
-            let widened = ops::gelu(layer.up.apply(x.clone()));
-            x = ops::layer_norm(layer.down.apply(widened) + x, &layer.output_norm, config.norm_epsilon);
-        }
-        x
     }
 
     fn check(&self, texts: &[&[TokenId]]) -> Result<(), EngineError> {
@@ -75,13 +64,11 @@ impl EmbeddingModel for BertModel {
         if texts.is_empty() {
             return Ok(());
         }
-        // Within the pool, forks are cheap; from outside, each would be handed over by a lock.
-        let hidden = rayon::scope(|_| self.forward(texts)).into_data();
-        let hidden = hidden.as_slice::<f32>();
-        let mut rest = hidden.map_err(|error| EngineError::ModelFailed(format!("hidden states: {error}")))?;
+        let Self { config, weights, workspace, .. } = self;
+        let mut rest = Forward { config, weights, workspace, texts }.hidden();
         for text in texts {
-            let (rows, others) = rest.split_at(text.len() * self.config.hidden);
-            self.pooling.pool(rows, self.config.hidden, vectors);
+            let (rows, others) = rest.split_at(text.len() * config.hidden);
+            self.pooling.pool(rows, config.hidden, vectors);
             rest = others;
         }
         Ok(())

@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc};
 use parlance_inference_engine::{EmbeddingModel as _, ReplicaInfo};
 use sha2::Digest as _;
 
-use super::{BertCodec, BertModel, codec, config::BertConfig, pooling::SentenceFiles, weights, weights::BertWeights};
+use super::{
+    BertCodec, BertModel, codec, config::BertConfig, forward::Workspace, pooling::SentenceFiles, weights,
+    weights::BertWeights,
+};
 use crate::{
     LoadOptions, LoadProgress, LoadStage, ModelError,
     checkpoint::Checkpoint,
@@ -87,7 +90,7 @@ pub fn load_embedder(
         context_tokens: config.context as u32,
     };
     let codec = BertCodec::new(info, tokenizer?, config.vocabulary);
-    let mut model = BertModel { pooling: sentence.pooling, weights: weights?, config };
+    let mut model = BertModel { pooling: sentence.pooling, weights: weights?, config, workspace: Workspace::default() };
     report(LoadStage::WarmUp, total_bytes);
     let count = WARM_UP_TOKENS.min(model.config.context);
     let tokens: Vec<_> = (0..count).map(|at| (at % model.config.vocabulary) as u32).collect();

@@ -1,20 +1,12 @@
 //! The weights of a BERT model, packed for the kernels.
 
-use burn::tensor::Tensor;
-
 use super::config::BertConfig;
-use crate::{
-    ModelError,
-    ops::{self, Norm, Weight},
-    precision::Numbers,
-    tensors::Tensors,
-    weights::WeightReader,
-};
+use crate::{ModelError, matrix::Matrix, precision::Numbers, tensors::Tensors, weights::WeightReader};
 
 /// All weights of a model.
 #[derive(Debug)]
 pub(super) struct BertWeights {
-    pub(super) words: Weight,
+    pub(super) words: Matrix,
     /// What is added to a word's row, by its position: `[positions, hidden]`.
     pub(super) positions: Vec<f32>,
     pub(super) embedding_norm: Norm,
@@ -36,15 +28,15 @@ pub(super) struct BertLayer {
 /// A linear map with a bias.
 #[derive(Debug)]
 pub(super) struct Affine {
-    weight: Weight,
-    bias: Vec<f32>,
+    pub(super) weight: Matrix,
+    pub(super) bias: Vec<f32>,
 }
 
-impl Affine {
-    /// `x · Wᵀ + bias`.
-    pub(super) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::add_bias(ops::linear(x, &self.weight), &self.bias)
-    }
+/// The weights of a layer norm.
+#[derive(Debug)]
+pub(super) struct Norm {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
 }
 
 /// What transformers saves and no vector depends on.

@@ -156,6 +156,7 @@ async fn a_caller_that_leaves_frees_its_place() {
     assert_eq!((refused.error().0, refused.error().1.as_str()), (503, "overloaded"));
     assert!(refused.header("retry-after").is_some());
     first.abort();
+    assert!(first.await.is_err_and(|ended| ended.is_cancelled()));
     // One step ends; the texts that are left are not computed.
     open.send(()).expect("the engine lives");
     tokio::time::timeout(std::time::Duration::from_secs(30), busy(false)).await.expect("its place is free");

@@ -77,12 +77,10 @@ impl DeviceChoice {
     /// [`ModelError::Device`], which names the remedy.
     pub fn check(self, precision: Precision) -> Result<(), ModelError> {
         match (self.find(precision)?, precision) {
-            (None, Precision::F16 | Precision::Bf16) => {
-                Err(self.refused(format!("the processor does not compute in {precision}; choose auto, f32 or int8")))
-            }
-            (Some(_), Precision::Int8) => {
-                Err(self.refused("weights in int8 are for the processor; choose auto, f16, bf16 or f32".to_owned()))
-            }
+            (None, Precision::F16 | Precision::Bf16) => Err(self
+                .refused(format!("the processor does not compute in {precision}; choose precision auto, f32 or int8"))),
+            (Some(_), Precision::Int8) => Err(self
+                .refused("weights in int8 are for the processor; choose precision auto, f16, bf16 or f32".to_owned())),
             _ => Ok(()),
         }
     }
@@ -105,7 +103,7 @@ impl DeviceChoice {
         };
         match supports(dtype)? {
             true => Ok(Compute::Tensors { kind, device, dtype }),
-            false => Err(self.refused(format!("it does not compute in {precision}; choose auto or f32"))),
+            false => Err(self.refused(format!("it does not compute in {precision}; choose precision auto or f32"))),
         }
     }
 

@@ -14,6 +14,7 @@ mod gguf;
 mod kv;
 mod llama;
 mod load;
+mod matrix;
 mod model;
 mod ops;
 mod precision;

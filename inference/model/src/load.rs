@@ -2,8 +2,8 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use burn::tensor::{DType, Device};
-use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
+use burn::tensor::DType;
+use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision,
@@ -130,7 +130,7 @@ fn build(
             let numbers = options.precision.of(tensors);
             let cache = KvCache::new(&config, lanes, context)?;
             let weights = Weights::read(tensors, &config, &|rows: &_| pack_rows(rows, numbers), progress)?;
-            let model = LlamaModel::new(config, Device::flex(), weights, cache, lanes, context);
+            let model = LlamaModel::new(config, weights, cache, lanes, context);
             Ok((Model::Kernels(Box::new(model)), numbers.numerics().to_owned()))
         }
         Compute::Tensors { kind, device, dtype } => {
@@ -167,6 +167,10 @@ fn warm_up(model: &mut Model) -> Result<(), ModelError> {
         if !tokens.is_empty() {
             let input = LaneInput { lane: 0, start, tokens, want_logits: true };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
+            if !logits.iter().all(|logit| logit.is_finite()) {
+                let why = "a logit is not a finite number".to_owned();
+                return Err(ModelError::WarmUp(EngineError::ModelFailed(why)));
+            }
         }
     }
     Ok(())

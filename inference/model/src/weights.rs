@@ -2,18 +2,14 @@
 
 use std::{collections::HashSet, sync::Mutex};
 
-use parlance_inference_kernels::{
-    PANEL,
-    int8::Int8Matrix,
-    linear::{pack, packed_len},
-};
+use parlance_inference_kernels::{PANEL, int8::Int8Matrix, linear::F32Matrix};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
     config::LlamaConfig,
     gguf::{TensorInfo, dequantise},
-    ops::Weight,
+    matrix::Matrix,
     precision::Numbers,
     rope::Scaling,
     tensors::{ROPE_FACTORS, Tensors},
@@ -21,7 +17,7 @@ use crate::{
 
 /// All weights of a model, its matrices as `M`: packed for the kernels, or burn's own.
 #[derive(Debug)]
-pub(crate) struct Weights<M = Weight> {
+pub(crate) struct Weights<M = Matrix> {
     pub(crate) embedding: M,
     pub(crate) layers: Vec<LayerWeights<M>>,
     pub(crate) output_norm: Vec<f32>,
@@ -31,7 +27,7 @@ pub(crate) struct Weights<M = Weight> {
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(crate) struct LayerWeights<M = Weight> {
+pub(crate) struct LayerWeights<M = Matrix> {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values in one product.
     pub(crate) qkv: M,
@@ -97,23 +93,23 @@ impl<M> Weights<M> {
 impl Weights {
     /// What the matrices take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.matrices().map(Weight::bytes).sum()
+        self.matrices().map(Matrix::bytes).sum()
     }
 }
 
 /// Forms matrices for the kernels.
-pub(crate) fn pack_rows(rows: &Rows<'_>, numbers: Numbers) -> Weight {
+pub(crate) fn pack_rows(rows: &Rows<'_>, numbers: Numbers) -> Matrix {
     let (inputs, outputs) = (rows.inputs, rows.outputs());
     match numbers {
         Numbers::F32 => {
-            let mut packed = vec![0.0; packed_len(outputs, inputs)];
-            rows.each_panel(packed.par_chunks_exact_mut(PANEL * inputs), |panel, values| pack(values, inputs, panel));
-            Weight::f32(packed, inputs, outputs)
+            let mut matrix = F32Matrix::new(inputs, outputs);
+            rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
+            Matrix::F32(matrix)
         }
         Numbers::Int8 => {
             let mut matrix = Int8Matrix::new(inputs, outputs);
             rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
-            Weight::Int8(matrix)
+            Matrix::Int8(matrix)
         }
     }
 }

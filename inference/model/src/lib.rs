@@ -2,8 +2,9 @@
 //! run by burn: weights, tokenizer, chat template, forward pass.
 //!
 //! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share; [`load_embedder`]
-//! does so for models that embed, and [`inspect`] tells which of both a model is for. The hot
-//! operations have one door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
+//! does so for models that embed, and [`inspect`] tells which of both a model is for. The device is picked in one place, the module
+//! `device`. On the processor the hot operations have one door to burn's backend, the module `ops`; on other devices the forward pass is in
+//! burn's own operations, the module `tensor`. Models that embed run on the processor, by the kernels alone.
 
 mod bert;
 mod checkpoint;
@@ -16,11 +17,13 @@ mod kv;
 mod llama;
 mod load;
 mod matrix;
+mod model;
 mod ops;
 mod precision;
 mod rope;
 mod source;
 mod template;
+mod tensor;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -29,11 +32,13 @@ mod weights;
 
 pub use bert::{BertCodec, BertModel, LoadedEmbedder, load_embedder};
 pub use codec::ChatCodec;
-pub use device::DeviceChoice;
+pub use device::{DeviceChoice, UnknownDevice};
 pub use error::ModelError;
 pub use llama::LlamaModel;
 pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use model::Model;
 pub use precision::{Precision, UnknownPrecision};
+pub use tensor::TensorModel;
 
 /// Bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -7,12 +7,12 @@ use parlance_inference_engine::{
     EmbeddingCodec as _, EmbeddingEngine, EmbeddingOptions, Engine, EngineOptions, ModelKind, ModelReplica,
     ScriptedOptions, ScriptedReplica, TextCodec as _,
 };
-use parlance_inference_model::{LoadOptions, LoadProgress, load, load_embedder};
+use parlance_inference_model::{DeviceChoice, LoadOptions, LoadProgress, load, load_embedder};
 
 use super::{SCRIPTED_NAME, Weights};
 use crate::{
     config::{Config, DEFAULT_MODEL, ModelConfig},
-    failure::{Failure, chain},
+    failure::{Exit, Failure, chain},
 };
 
 /// Everything that the node is to serve, the default model first. Looks at the files, and loads nothing yet.
@@ -24,6 +24,7 @@ pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
     let mut names = BTreeSet::new();
     let mut loaders = Vec::new();
     for (section, model) in &config.models {
+        check_device(section, model)?;
         let weights = model.source.resolve(&config.model_dir)?;
         let served = served_name(section, &weights);
         if !names.insert(served.clone()) {
@@ -62,6 +63,7 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(ModelKin
         }
         Weights::File { path, .. } => {
             let (kind, options) = (inspect(&path)?, options(name, model));
+            check_embeds(name, kind, model)?;
             let load = move |progress: &(dyn Fn(u8) + Sync)| match kind {
                 ModelKind::Chat => load_chat(&path, &options, progress),
                 ModelKind::Embedding => load_embedding(&path, &options, progress),
@@ -71,9 +73,25 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(ModelKin
     }
 }
 
+/// Before anything is started: a device that is not there would fail the replicas one after the other.
+fn check_device(name: &str, model: &ModelConfig) -> Result<(), Failure> {
+    let checked = model.device.check(model.precision);
+    checked.map_err(|error| Failure { exit: Exit::Usage, lines: vec![format!("models.{name}: {}", chain(&error))] })
+}
+
+/// Models that embed run on the processor.
+fn check_embeds(name: &str, kind: ModelKind, model: &ModelConfig) -> Result<(), Failure> {
+    if kind == ModelKind::Chat || matches!(model.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+        return Ok(());
+    }
+    let problem = format!("models.{name}: the model embeds, and that is not done on the device {}", model.device);
+    Err(Failure::usage(problem, "Set its device to auto or cpu"))
+}
+
 fn options(name: &str, model: &ModelConfig) -> LoadOptions {
     let usual = LoadOptions::new(name);
     LoadOptions {
+        device: model.device,
         precision: model.precision,
         lanes: model.lanes.unwrap_or(usual.lanes),
         context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),
@@ -82,8 +100,7 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
 }
 
 fn inspect(path: &Path) -> Result<ModelKind, Failure> {
-    parlance_inference_model::inspect(path)
-        .map_err(|error| Failure { exit: crate::failure::Exit::Usage, lines: vec![chain(&error)] })
+    parlance_inference_model::inspect(path).map_err(|error| Failure { exit: Exit::Usage, lines: vec![chain(&error)] })
 }
 
 fn load_chat(path: &Path, options: &LoadOptions, progress: &(dyn Fn(u8) + Sync)) -> Result<ModelReplica, String> {

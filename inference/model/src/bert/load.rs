@@ -10,7 +10,7 @@ use super::{
     weights::BertWeights,
 };
 use crate::{
-    LoadOptions, LoadProgress, LoadStage, ModelError,
+    DeviceChoice, LoadOptions, LoadProgress, LoadStage, ModelError,
     checkpoint::Checkpoint,
     hex,
     tensors::{Naming, Tensors},
@@ -67,6 +67,10 @@ pub fn load_embedder(
         return Err(ModelError::Capacity { problem: "a model needs at least one token".to_owned() });
     }
     config.context = config.context.min(options.context_tokens as usize);
+    if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+        let what = format!("the device {} for a model that embeds", options.device);
+        return Err(ModelError::unsupported(source, what, "auto, cpu"));
+    }
     let numbers = options.precision.of(&tensors);
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.

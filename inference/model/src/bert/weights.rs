@@ -1,7 +1,13 @@
 //! The weights of a BERT model, packed for the kernels.
 
 use super::config::BertConfig;
-use crate::{ModelError, matrix::Matrix, precision::Numbers, tensors::Tensors, weights::WeightReader};
+use crate::{
+    ModelError,
+    matrix::Matrix,
+    precision::Numbers,
+    tensors::Tensors,
+    weights::{Rows, WeightReader, pack_rows},
+};
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -56,7 +62,8 @@ impl BertWeights {
         numbers: Numbers,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader::new(tensors, numbers, progress);
+        let make = |rows: &Rows<'_>| pack_rows(rows, numbers);
+        let reader = WeightReader::new(tensors, &make, progress);
         let hidden = config.hidden;
         let words = reader.matrix(&[("embeddings.word_embeddings.weight", config.vocabulary)], hidden)?;
         let mut positions = reader.rows("embeddings.position_embeddings.weight", config.positions, hidden)?;
@@ -83,7 +90,7 @@ impl BertWeights {
     }
 }
 
-fn read_layer(reader: &WeightReader<'_>, config: &BertConfig, layer: usize) -> Result<BertLayer, ModelError> {
+fn read_layer(reader: &WeightReader<'_, Matrix>, config: &BertConfig, layer: usize) -> Result<BertLayer, ModelError> {
     let name = |part: &str| format!("encoder.layer.{layer}.{part}");
     let (hidden, wide) = (config.hidden, config.feed_forward);
     let of_self = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
@@ -99,7 +106,11 @@ fn read_layer(reader: &WeightReader<'_>, config: &BertConfig, layer: usize) -> R
 }
 
 /// Several maps over the same inputs as one, their outputs in order.
-fn read_affine(reader: &WeightReader<'_>, parts: &[(&str, usize)], inputs: usize) -> Result<Affine, ModelError> {
+fn read_affine(
+    reader: &WeightReader<'_, Matrix>,
+    parts: &[(&str, usize)],
+    inputs: usize,
+) -> Result<Affine, ModelError> {
     let names: Vec<String> = parts.iter().map(|(name, _)| format!("{name}.weight")).collect();
     let weights: Vec<_> = names.iter().zip(parts).map(|(name, (_, outputs))| (name.as_str(), *outputs)).collect();
     let weight = reader.matrix(&weights, inputs)?;
@@ -107,7 +118,7 @@ fn read_affine(reader: &WeightReader<'_>, parts: &[(&str, usize)], inputs: usize
     Ok(Affine { weight, bias: biases.collect::<Result<Vec<_>, _>>()?.concat() })
 }
 
-fn read_norm(reader: &WeightReader<'_>, name: &str, width: usize) -> Result<Norm, ModelError> {
+fn read_norm(reader: &WeightReader<'_, Matrix>, name: &str, width: usize) -> Result<Norm, ModelError> {
     let part = |part: &str| reader.vector(&format!("{name}.{part}"), width);
     Ok(Norm { weight: part("weight")?, bias: part("bias")? })
 }

@@ -28,5 +28,5 @@ pub use codec::ChatCodec;
 pub use device::DeviceChoice;
 pub use error::ModelError;
 pub use llama::LlamaModel;
-pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use load::{Footprint, LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
 pub use precision::{Precision, UnknownPrecision};

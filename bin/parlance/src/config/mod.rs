@@ -15,7 +15,7 @@ use std::{
 };
 
 use parlance_actors_ingress::IngressLimits;
-use parlance_actors_runtime::Limits;
+use parlance_actors_runtime::{Limits, ModelMemory};
 use parlance_inference_model::Precision;
 
 use self::layers::Layers;
@@ -96,6 +96,8 @@ pub(crate) struct ModelConfig {
     pub(crate) source: ModelSource,
     pub(crate) replicas: usize,
     pub(crate) pinned: bool,
+    /// Whether it is loaded at the start. A pinned one always is.
+    pub(crate) preload: bool,
     pub(crate) precision: Precision,
     /// Sequences in memory at once, if not the model's default.
     pub(crate) lanes: Option<usize>,
@@ -103,11 +105,20 @@ pub(crate) struct ModelConfig {
     pub(crate) context_tokens: Option<usize>,
 }
 
+impl ModelConfig {
+    /// One replica of `source`, loaded at the start, with the model's own defaults.
+    pub(crate) fn of(source: ModelSource) -> Self {
+        let precision = Precision::default();
+        Self { source, replicas: 1, pinned: false, preload: true, precision, lanes: None, context_tokens: None }
+    }
+}
+
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.
 #[derive(Debug, Clone)]
 pub(crate) struct LimitsConfig {
     pub(crate) node: Limits,
     pub(crate) ingress: IngressLimits,
+    pub(crate) memory: ModelMemory,
 }
 
 /// The files of the server's TLS identity.

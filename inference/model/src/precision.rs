@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use parlance_inference_kernels::{PANEL, int8::GROUP, linear};
+use parlance_inference_kernels::{PANEL, int8::GROUP};
 
 use crate::tensors::Tensors;
 
@@ -69,7 +69,7 @@ impl Numbers {
     pub(crate) fn bytes(self, shape: &[usize]) -> u64 {
         let &[inputs, outputs] = shape else { return shape.iter().product::<usize>() as u64 * 4 };
         let bytes = match self {
-            Self::F32 => linear::packed_len(outputs, inputs) * size_of::<f32>(),
+            Self::F32 => outputs.next_multiple_of(PANEL) * inputs * size_of::<f32>(),
             Self::Int8 => {
                 let values = outputs.next_multiple_of(PANEL) * inputs.next_multiple_of(GROUP);
                 values + values / GROUP * size_of::<f32>()

@@ -286,7 +286,8 @@ impl Reader {
     }
 
     fn model_memory(&mut self) -> ModelMemory {
-        let default = platform::memory_bytes().map_or(MANY, |bytes| (bytes * MODEL_MEMORY_PERCENT / 100 >> 20) as i64);
+        let default =
+            platform::memory_bytes().map_or(MANY, |bytes| ((bytes * MODEL_MEMORY_PERCENT / 100) >> 20) as i64);
         let mib = self.integer("limits.model_memory_mib", default.max(1), 1..=MANY);
         let evict = self.setting("limits.evict_idle_models").map(|setting| &setting.raw);
         ModelMemory { budget_bytes: mib.unsigned_abs() << 20, evict_idle: evict == Some(&Raw::Flag(true)) }

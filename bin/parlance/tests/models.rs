@@ -110,7 +110,7 @@ fn what_cannot_be_done_is_told_with_the_remedy() {
     let node = start(&place, &sections);
     node.wait_ready();
     model(&place, &node, &["load", "b"])
-        .assert_refused(1, &["`b` needs 25 MiB", "5 MiB of the 30 MiB", "limits.model_memory_mib"]);
+        .assert_refused(1, &["`b` needs 26 MiB", "4 MiB of the 30 MiB", "limits.model_memory_mib"]);
     let refused = ask(&node, "b");
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("overloaded")), "{refused:?}");
     model(&place, &node, &["unload", "a"]).assert_refused(1, &["`a` is pinned"]);

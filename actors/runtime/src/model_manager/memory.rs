@@ -54,7 +54,8 @@ pub struct NoRoom {
 impl fmt::Display for NoRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, needed, free, budget, holders } = self;
-        let [needed, free, budget] = [*needed, *free, *budget].map(mebibytes);
+        // What is free is not rounded up, or it would seem to be enough.
+        let (needed, free, budget) = (mebibytes(*needed), format!("{} MiB", free >> 20), mebibytes(*budget));
         write!(f, "the model `{model}` needs {needed} of memory, and {free} of the {budget} for models are free")?;
         if !holders.is_empty() {
             let holders: Vec<_> =

@@ -2,15 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     net::SocketAddr,
     ops::RangeInclusive,
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::{Limits, ModelMemory};
-use parlance_inference_model::Precision;
+use parlance_inference_model::{DeviceChoice, Precision};
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -235,6 +237,18 @@ impl Reader {
         None
     }
 
+    /// One of several words, the usual one where the key is not set.
+    fn model_choice<T: FromStr<Err: Display> + Default>(&mut self, name: &str, key: &str) -> T {
+        let path = ["models", name, key].map(str::to_owned).to_vec();
+        let Some(Raw::Text(text)) = self.settings.get(&path).map(|setting| setting.raw.clone()) else {
+            return T::default();
+        };
+        text.parse().unwrap_or_else(|problem| {
+            self.problems.push(format!("models.{name}.{key} = \"{text}\" {problem}"));
+            T::default()
+        })
+    }
+
     fn model(&mut self, name: &str) -> Option<ModelConfig> {
         let path = |key: &str| vec!["models".to_owned(), name.to_owned(), key.to_owned()];
         let shown = |key: &str| format!("models.{name}.{key}");
@@ -247,13 +261,8 @@ impl Reader {
         let replicas = self.model_integer(name, "replicas", 1..=64).unwrap_or(1);
         let lanes = self.model_integer(name, "lanes", 1..=1_024);
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
-        let precision = match raw(self, "precision") {
-            Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
-                self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
-                Precision::default()
-            }),
-            _ => Precision::default(),
-        };
+        let precision = self.model_choice::<Precision>(name, "precision");
+        let device = self.model_choice::<DeviceChoice>(name, "device");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let preload = raw(self, "preload") != Some(Raw::Flag(false));
         if pinned && !preload {
@@ -273,7 +282,9 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => Some(ModelConfig { source, replicas, pinned, preload, precision, lanes, context_tokens }),
+            Ok(source) => {
+                Some(ModelConfig { source, replicas, pinned, preload, device, precision, lanes, context_tokens })
+            }
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

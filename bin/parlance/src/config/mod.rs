@@ -16,7 +16,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::{Limits, ModelMemory};
-use parlance_inference_model::Precision;
+use parlance_inference_model::{DeviceChoice, Precision};
 
 use self::layers::Layers;
 use crate::{
@@ -98,6 +98,7 @@ pub(crate) struct ModelConfig {
     pub(crate) pinned: bool,
     /// Whether it is loaded at the start. A pinned one always is.
     pub(crate) preload: bool,
+    pub(crate) device: DeviceChoice,
     pub(crate) precision: Precision,
     /// Sequences in memory at once, if not the model's default.
     pub(crate) lanes: Option<usize>,
@@ -108,8 +109,16 @@ pub(crate) struct ModelConfig {
 impl ModelConfig {
     /// One replica of `source`, loaded at the start, with the model's own defaults.
     pub(crate) fn of(source: ModelSource) -> Self {
-        let precision = Precision::default();
-        Self { source, replicas: 1, pinned: false, preload: true, precision, lanes: None, context_tokens: None }
+        Self {
+            source,
+            replicas: 1,
+            pinned: false,
+            preload: true,
+            device: DeviceChoice::default(),
+            precision: Precision::default(),
+            lanes: None,
+            context_tokens: None,
+        }
     }
 }
 

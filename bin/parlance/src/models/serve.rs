@@ -28,6 +28,7 @@ pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
     // The node's default is its first model.
     let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
     for (name, model) in default_first.0.into_iter().chain(default_first.1) {
+        check_device(name, model)?;
         let weights = model.source.resolve(&config.model_dir)?;
         let spec = spec(served_name(name, &weights), weights, model)?;
         if specs.iter().any(|other| other.name == spec.name) {
@@ -81,6 +82,7 @@ fn ordered(order: &ModelOrder, models: &BTreeMap<String, ModelConfig>, model_dir
     model.pinned = order.pinned.unwrap_or(model.pinned);
     model.lanes = order.lanes.or(model.lanes);
     model.context_tokens = order.context_tokens.or(model.context_tokens);
+    check_device(&order.model, &model)?;
     let weights = model.source.resolve(model_dir)?;
     let name = if named { order.model.clone() } else { served_name(DEFAULT_MODEL, &weights) };
     spec(name, weights, &model)
@@ -127,9 +129,16 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(LoadMode
     }
 }
 
+/// Before anything is started: a device that is not there would fail the replicas one after the other.
+fn check_device(name: &str, model: &ModelConfig) -> Result<(), Failure> {
+    let checked = model.device.check(model.precision);
+    checked.map_err(|error| Failure { exit: Exit::Usage, lines: vec![format!("models.{name}: {}", chain(&error))] })
+}
+
 fn options(name: &str, model: &ModelConfig) -> LoadOptions {
     let usual = LoadOptions::new(name);
     LoadOptions {
+        device: model.device,
         precision: model.precision,
         lanes: model.lanes.unwrap_or(usual.lanes),
         context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),

@@ -45,14 +45,17 @@ impl ModelManagerState {
         let ModelManagerArguments { specs, memory, drain, models } = arguments;
         let entries = specs.into_iter().map(|spec| (spec.name.clone(), Entry::new(spec, false))).collect();
         let mut state = Self { myself, memory, drain, models, entries, loadings: 0 };
-        // An earlier incarnation took its loadings along.
-        for listing in state.models.registry().list() {
-            state.models.registry().clear(&listing.name, ModelState::Unloaded);
+        // An earlier incarnation took its loadings along, and what was added to it.
+        let registry = state.models.registry();
+        for listing in registry.list().iter().filter(|listing| !state.entries.contains_key(&listing.name)) {
+            registry.remove(&listing.name);
         }
         let mut wanted = Vec::new();
         for (name, entry) in &state.entries {
             let at_start = entry.spec.preload || entry.spec.pinned;
-            state.models.registry().set_demand(name, if at_start { Demand::Required } else { Demand::OnDemand });
+            // A turn that is taken up again meanwhile must see that the model comes.
+            registry.set_demand(name, if at_start { Demand::Required } else { Demand::OnDemand });
+            registry.clear(name, if at_start { ModelState::Loading { percent: 0 } } else { ModelState::Unloaded });
             wanted.extend(at_start.then(|| name.clone()));
         }
         // Pinned ones first: their memory is kept anyway.

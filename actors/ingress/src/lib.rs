@@ -29,6 +29,7 @@ mod logprobs;
 mod messages;
 mod metadata;
 mod metrics;
+mod model_admin;
 mod models;
 mod operations;
 mod options;

@@ -11,6 +11,7 @@ mod error;
 mod guarded;
 mod limits;
 pub mod metrics;
+mod model_manager;
 mod model_worker;
 mod models;
 mod node;
@@ -26,8 +27,11 @@ mod turn;
 pub(crate) use error::ShardError;
 pub use error::{Refusal, StartError};
 pub use limits::Limits;
-pub use model_worker::{LoadModel, ModelSpec};
-pub use node::{EmbedRequest, Embedded, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest};
+pub use model_manager::{ModelMemory, ModelRefusal, ModelReport, ModelSpec, ModelsReport, NoRoom};
+pub use model_worker::{LoadModel, LoadProgress};
+pub use node::{
+    EmbedRequest, Embedded, ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest,
+};
 pub use parlance_actors_guard::Guards;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
 pub use supervisor::RestartPolicy;

@@ -15,7 +15,7 @@ pub use self::{
     engine::{EmbeddingEngine, EmbeddingEngineReplica},
     turns::EmbeddingOptions,
 };
-use crate::{EngineError, Replica, ReplicaInfo, ReplicaLoad, TokenId};
+use crate::{EngineError, Lifeline, Replica, ReplicaInfo, ReplicaLoad, TokenId};
 
 /// A model that turns texts into vectors. Lives on the engine's thread.
 pub trait EmbeddingModel: Send {
@@ -88,7 +88,7 @@ impl Embeddings {
 /// The end of an embedding request. Dropping it before cancels the request within one step.
 pub type PendingEmbeddings = oneshot::Receiver<Result<Embeddings, EngineError>>;
 
-/// One loaded model that embeds texts.
+/// One loaded model that embeds texts. Once nobody holds it any more, it finishes what it has taken on and ends.
 pub trait EmbeddingReplica: Send + Sync + 'static {
     /// What it serves.
     fn info(&self) -> &ReplicaInfo;
@@ -112,6 +112,9 @@ pub trait EmbeddingReplica: Send + Sync + 'static {
 
     /// Requests that run or wait.
     fn load(&self) -> ReplicaLoad;
+
+    /// Watches its end.
+    fn lifeline(&self) -> Lifeline;
 }
 
 /// What a model is for.
@@ -154,6 +157,14 @@ impl ModelReplica {
         match self {
             Self::Chat(replica) => replica.load(),
             Self::Embedding(replica) => replica.load(),
+        }
+    }
+
+    /// Watches its end.
+    pub fn lifeline(&self) -> Lifeline {
+        match self {
+            Self::Chat(replica) => replica.lifeline(),
+            Self::Embedding(replica) => replica.lifeline(),
         }
     }
 

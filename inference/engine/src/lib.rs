@@ -10,6 +10,7 @@ mod error;
 mod fake;
 mod grammar;
 mod lanes;
+mod lifeline;
 mod load;
 mod logprobs;
 mod metrics;
@@ -32,6 +33,7 @@ pub use embedding::{
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
+pub use lifeline::Lifeline;
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};

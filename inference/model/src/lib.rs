@@ -2,7 +2,7 @@
 //! run by burn: weights, tokenizer, chat template, forward pass.
 //!
 //! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share; [`load_embedder`]
-//! does so for models that embed, and [`inspect`] tells which of both a model is for. The device is picked in one place, the module
+//! does so for models that embed, and [`kind`] tells which of both a model is for. The device is picked in one place, the module
 //! `device`. On the processor the hot operations have one door to burn's backend, the module `ops`; on other devices the forward pass is in
 //! burn's own operations, the module `tensor`. Models that embed run on the processor, by the kernels alone.
 
@@ -35,7 +35,7 @@ pub use codec::ChatCodec;
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::ModelError;
 pub use llama::LlamaModel;
-pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use load::{Footprint, LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, kind, load};
 pub use model::Model;
 pub use precision::{Precision, UnknownPrecision};
 pub use tensor::TensorModel;

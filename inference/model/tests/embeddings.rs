@@ -9,7 +9,7 @@ use std::{
 };
 
 use parlance_inference_engine::{EmbeddingCodec as _, EmbeddingModel, ModelKind, TokenId};
-use parlance_inference_model::{LoadOptions, LoadedEmbedder, ModelError, Precision, inspect, load_embedder};
+use parlance_inference_model::{LoadOptions, LoadedEmbedder, ModelError, Precision, inspect, kind, load_embedder};
 use serde::Deserialize;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
@@ -103,6 +103,17 @@ fn a_text_gets_the_same_bits_alone_and_in_any_batch() {
 }
 
 #[test]
+fn what_is_told_of_its_memory_is_what_the_weights_take() {
+    for precision in [Precision::F32, Precision::Int8] {
+        let options = LoadOptions { precision, ..LoadOptions::new("all-minilm-l6-v2") };
+        let told = inspect(Path::new(MODEL), &options).expect("it can be read");
+        let takes = minilm(precision).model.weight_bytes() as u64;
+        assert!(told.weights >= takes && told.weights < takes + takes / 10, "{precision}: {told:?} for {takes}");
+        assert_eq!(told.cache, 0);
+    }
+}
+
+#[test]
 fn what_the_model_cannot_compute_is_refused() {
     let LoadedEmbedder { mut model, codec } = minilm(Precision::F32);
     let (unknown, long) = ([codec.vocabulary() as TokenId], [5; 257]);
@@ -122,7 +133,7 @@ fn a_tiny_model_computes_what_transformers_does_and_pools_as_its_files_say() {
     for ((mode, normalise), expected) in poolings.into_iter().zip(expected.chunks_exact(texts.len() * 64)) {
         let directory = tiny();
         write_modules(directory.path(), mode, normalise);
-        assert_eq!(inspect(directory.path()).expect("sound"), ModelKind::Embedding);
+        assert_eq!(kind(directory.path()).expect("sound"), ModelKind::Embedding);
         let mut loaded = load_embedder(directory.path(), &LoadOptions::new("tiny"), &|_| {}).expect("it loads");
         let found = embed(&mut loaded.model, &texts);
         for (found, expected) in found.iter().zip(expected) {
@@ -150,7 +161,7 @@ fn what_is_not_built_in_is_refused_with_the_entry() {
     let directory = tiny();
     let write = |file: &str, content: &str| fs::write(directory.path().join(file), content).expect("written");
     let refused = |told: &str| {
-        let error = inspect(directory.path()).expect_err(told);
+        let error = inspect(directory.path(), &LoadOptions::new("tiny")).expect_err(told);
         assert!(matches!(error, ModelError::Unsupported { .. } | ModelError::Inconsistent { .. }), "{error:?}");
         assert!(error.to_string().contains(told), "{error}");
     };

@@ -5,7 +5,7 @@ use std::sync::{
     mpsc::{Receiver, Sender, channel},
 };
 
-use parlance_actors_runtime::ModelSpec;
+use parlance_actors_runtime::{LoadProgress, ModelSpec};
 use parlance_inference_engine::{
     EmbeddingCodec, EmbeddingEngine, EmbeddingModel, EmbeddingOptions, EngineError, ModelReplica, ReplicaInfo, TokenId,
 };
@@ -55,14 +55,14 @@ impl EmbeddingModel for Counts {
 
 fn counts(queue: usize, gate: Option<Receiver<()>>) -> ModelSpec {
     let gate = std::sync::Mutex::new(gate);
-    let load = move |_: &(dyn Fn(u8) + Sync)| {
+    let load = move |_: &(dyn Fn(LoadProgress) + Sync)| {
         let info =
             ReplicaInfo { name: "counts".into(), digest: "d".into(), numerics: "n".into(), context_tokens: CONTEXT };
         let model = Box::new(Counts { gate: gate.lock().expect("no test panicked").take() });
         let options = EmbeddingOptions { queue, step_tokens: 1, ..EmbeddingOptions::default() };
         Ok(ModelReplica::Embedding(Arc::new(EmbeddingEngine::start(model, Arc::new(Letters(info)), options))))
     };
-    ModelSpec { name: "counts".into(), load: Arc::new(load) }
+    ModelSpec::new("counts", Arc::new(load))
 }
 
 async fn face() -> Face {

@@ -16,7 +16,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use parlance_actors_runtime::{Guards, Limits, ModelSpec, Node, NodeOptions};
+use parlance_actors_runtime::{Guards, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions};
 use parlance_cluster_records::LocalRecords;
 use parlance_inference_engine::{ModelReplica, ScriptedOptions, ScriptedReplica};
@@ -35,8 +35,9 @@ pub(super) const SLOW: &str = "scripted:ttft_ms=0,token_ms=50,tokens=400,seed=0"
 /// The scripted model.
 pub(super) fn scripted(script: &str) -> ModelSpec {
     let script = ScriptedOptions::parse(script).expect("a valid script");
-    let load = move |_: &(dyn Fn(u8) + Sync)| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(script.clone()))));
-    ModelSpec { name: "scripted".into(), load: Arc::new(load) }
+    let load =
+        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(script.clone()))));
+    ModelSpec::new("scripted", Arc::new(load))
 }
 
 pub(super) async fn node(data: &Path, models: Vec<ModelSpec>) -> Node {
@@ -47,6 +48,8 @@ pub(super) async fn node(data: &Path, models: Vec<ModelSpec>) -> Node {
         log: Arc::new(LocalLog::open(log).expect("the log opens")),
         records: Arc::new(LocalRecords::open(data.join("records")).expect("the records open")),
         models,
+        memory: ModelMemory::default(),
+        sources: None,
         guards: Guards::default(),
         limits: Limits::default(),
     };

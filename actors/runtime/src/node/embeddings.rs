@@ -49,14 +49,15 @@ impl Node {
         let services = &self.services;
         let _permit = services.stateless.admit(&tenant)?;
         let deadline = Instant::now() + services.limits.turn_deadline;
-        let (replica, worker) = services.models.embedding(&model)?;
+        services.models.fetch(&model).await?;
+        let replica = services.models.embedding(&model)?;
         check_dimensions(&*replica, dimensions)?;
         let inputs = inputs.into_iter().map(|input| review(&services.guards, &tenant, input));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
         let texts = prepare(replica.clone(), inputs).await?;
         let tokens = texts.iter().map(Vec::len).sum();
         let request = EmbeddingRequest { texts, tenant, deadline: Some(deadline.into_std()) };
-        let pending = worker.embed(request).await?;
+        let pending = replica.submit(request)?;
         let embeddings = pending.await.unwrap_or(Err(EngineError::Stopped))?;
         let info = replica.info();
         let model = ModelTag { name: info.name.clone(), digest: info.digest.clone(), numerics: info.numerics.clone() };

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{
     EmbeddingCodec, EmbeddingInput, EmbeddingModel, EmbeddingOptions, EmbeddingReplica, EmbeddingRequest,
@@ -19,7 +19,9 @@ use super::{
     metrics::EmbeddingMetrics,
     turns::{Batch, Ended, Job, Turns},
 };
-use crate::{EngineError, ReplicaInfo, ReplicaLoad, TokenId, load::Load, metrics::ReplicaMetrics};
+use crate::{
+    EngineError, Lifeline, ReplicaInfo, ReplicaLoad, TokenId, lifeline::Life, load::Load, metrics::ReplicaMetrics,
+};
 
 /// Steps in a row that may fail before the engine ends, so that its supervisor loads the model anew.
 const MOST_FAILURES: u32 = 3;
@@ -37,7 +39,8 @@ impl EmbeddingEngine {
     ///
     /// An error or a panic of the model fails the requests of that batch; the engine goes on. It ends, and tells every request so,
     /// when the model returns [`EngineError::Stopped`] or fails three steps in a row. Once the replica is dropped, the thread
-    /// answers what it has taken on and ends. Where the system refuses a thread, the replica is stopped from the beginning.
+    /// answers what it has taken on and ends; its [`Lifeline`] ends it sooner. Where the system refuses a thread, the replica is
+    /// stopped from the beginning.
     pub fn start(
         model: Box<dyn EmbeddingModel>,
         codec: Arc<dyn EmbeddingCodec>,
@@ -47,7 +50,7 @@ impl EmbeddingEngine {
         let load = Load::new(Arc::new(ReplicaMetrics::new(name)));
         let backlog = Arc::new(Backlog::default());
         let (inbox, jobs) = channel();
-        let (alive, stopped) = watch::channel(());
+        let (lifeline, life) = Lifeline::new();
         let dimensions = model.dimensions();
         let thread = EngineThread {
             model,
@@ -57,13 +60,13 @@ impl EmbeddingEngine {
             failures: 0,
             metrics: EmbeddingMetrics::new(name),
             backlog: backlog.clone(),
-            _alive: alive,
+            life,
         };
         let spawned = thread::Builder::new().name(format!("embed {name}")).spawn(move || thread.run());
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the embedding engine");
         }
-        EmbeddingEngineReplica { codec, dimensions, options, load, backlog, inbox, stopped }
+        EmbeddingEngineReplica { codec, dimensions, options, load, backlog, inbox, lifeline }
     }
 }
 
@@ -91,15 +94,10 @@ pub struct EmbeddingEngineReplica {
     load: Arc<Load>,
     backlog: Arc<Backlog>,
     inbox: Sender<Job>,
-    stopped: watch::Receiver<()>,
+    lifeline: Lifeline,
 }
 
 impl EmbeddingEngineReplica {
-    /// Whether the engine has ended. It never starts again: its supervisor starts another.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.has_changed().is_err()
-    }
-
     /// Refuses what no step could compute, where it would take neighbours along.
     fn check(&self, texts: &[Vec<TokenId>]) -> Result<(), EngineError> {
         let all: usize = texts.iter().map(Vec::len).sum();
@@ -154,7 +152,7 @@ impl EmbeddingReplica for EmbeddingEngineReplica {
     /// As in [`EmbeddingReplica::submit`], and as in [`EmbeddingReplica::prepare`] for texts that it did not prepare.
     fn submit(&self, request: EmbeddingRequest) -> Result<PendingEmbeddings, EngineError> {
         self.check(&request.texts)?;
-        if self.is_stopped() {
+        if self.lifeline.is_ended() {
             return Err(EngineError::Stopped);
         }
         let queue = self.options.queue.max(1);
@@ -174,6 +172,10 @@ impl EmbeddingReplica for EmbeddingEngineReplica {
     fn load(&self) -> ReplicaLoad {
         self.load.now()
     }
+
+    fn lifeline(&self) -> Lifeline {
+        self.lifeline.clone()
+    }
 }
 
 /// What the thread owns. Dropping it, however the thread ends, drops all replies and says that the engine has stopped.
@@ -187,7 +189,7 @@ struct EngineThread {
     failures: u32,
     metrics: EmbeddingMetrics,
     backlog: Arc<Backlog>,
-    _alive: watch::Sender<()>,
+    life: Life,
 }
 
 impl EngineThread {
@@ -204,7 +206,7 @@ impl EngineThread {
                 }
             }
             open &= self.take_jobs();
-            if self.step(&mut vectors).is_err() {
+            if self.life.is_cut() || self.step(&mut vectors).is_err() {
                 self.take_jobs();
                 let (metrics, backlog) = (&self.metrics, &self.backlog);
                 return self.turns.end_all(&EngineError::Stopped, |how, job| note(metrics, backlog, how, job));

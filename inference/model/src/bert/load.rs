@@ -34,6 +34,14 @@ pub(crate) struct Description<'a> {
     sentence: SentenceFiles,
 }
 
+impl Description<'_> {
+    /// What the weights take in memory, in bytes, and how many tokens the vocabulary has.
+    pub(crate) fn footprint(&self, options: &LoadOptions) -> (u64, usize) {
+        let numbers = options.precision.of(&self.tensors);
+        (self.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(), self.config.vocabulary)
+    }
+}
+
 /// Reads and checks everything but the weights and the tokenizer.
 ///
 /// # Errors

@@ -136,17 +136,28 @@ fn a_failed_batch_says_so_and_the_engine_goes_on_until_three_fail_in_a_row() {
             wait(ask(&replica, &[&[1]]).expect("taken")).expect("vectors");
         }
     }
-    assert!(!replica.is_stopped());
+    assert!(!replica.lifeline().is_ended());
     for bad in [FAILS, PANICS] {
         let pending = ask(&replica, &[&[bad]]);
         assert!(pending.and_then(wait).is_err());
     }
     let until = Instant::now() + Duration::from_secs(30);
-    while !replica.is_stopped() {
+    while !replica.lifeline().is_ended() {
         assert!(Instant::now() < until, "the engine goes on");
         thread::yield_now();
     }
     assert_eq!(ask(&replica, &[&[1]]).err(), Some(EngineError::Stopped));
+}
+
+#[test]
+fn a_cut_lifeline_ends_it_within_a_step() {
+    let Started { replica, open, steps } = start(8);
+    let pending = ask(&replica, &[&[1, 1, 1], &[2, 2, 2]]).expect("taken");
+    steps.recv().expect("a step has begun");
+    replica.lifeline().cut();
+    drop(open);
+    assert_eq!(wait(pending), Err(EngineError::Stopped));
+    assert!(steps.recv().is_err(), "no further step");
 }
 
 #[test]

@@ -2,16 +2,17 @@
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod blocks;
 mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
 mod grammar;
-mod lanes;
 mod load;
 mod logprobs;
 mod metrics;
 mod model;
+mod prefix;
 mod queue;
 mod random;
 mod replica;
@@ -28,7 +29,7 @@ pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
-pub use model::{Lane, LaneInput, TextCodec, TokenModel};
+pub use model::{Block, BlockCopy, Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
 pub use request::{
     ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, PromptBudget, Sampling,

@@ -43,9 +43,9 @@ pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
 pub fn describe_metrics() {
     describe_gauge!(RUNNING, "Requests that hold a lane");
     describe_gauge!(WAITING, "Requests that wait for a lane");
-    describe_gauge!(KV_USAGE, "Share of the KV cache that running requests have reserved; 1 is all of it");
-    describe_counter!(PREFIX_QUERIES, "Prompt tokens that were looked up in resident lanes");
-    describe_counter!(PREFIX_HITS, "Prompt tokens that were found in resident lanes");
+    describe_gauge!(KV_USAGE, "Share of the KV cache that running requests hold or are promised; 1 is all of it");
+    describe_counter!(PREFIX_QUERIES, "Prompt tokens that were looked up in the KV cache");
+    describe_counter!(PREFIX_HITS, "Prompt tokens that were found in the KV cache");
     describe_counter!(PROMPT_TOKENS, "Prompt tokens of requests that ran");
     describe_counter!(GENERATION_TOKENS, "Generated tokens");
     describe_counter!(SUCCESS, "Ended requests by reason");
@@ -97,7 +97,11 @@ impl ReplicaMetrics {
     pub(crate) fn looked_up_prefix(&self, prompt: u32, found: u32) {
         self.prompt_tokens.increment(prompt.into());
         self.prefix_queries.increment(prompt.into());
-        self.prefix_hits.increment(found.into());
+        self.found_prefix(found);
+    }
+
+    pub(crate) fn found_prefix(&self, tokens: u32) {
+        self.prefix_hits.increment(tokens.into());
     }
 
     pub(crate) fn first_token(&self, since_submission: Duration) {

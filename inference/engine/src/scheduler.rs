@@ -3,11 +3,11 @@
 //! ```text
 //!            admit: a lane, KV for prompt and reply                    a stop, a limit, a cancellation, an error
 //! queued ───────────────────────────────────────────▶ prefill ─▶ decode ───────────────────────────────────────▶ ended
-//!    └── cancelled or expired, told without running       (lane stays resident for the conversation's next turn) ──┘
+//!    └── cancelled or expired, told without running           (its blocks stay for whoever begins alike) ──────────┘
 //! ```
 //!
 //! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
-//! streams. KV memory is reserved at admission, a lane as long as the context: nothing is preempted and nothing runs out.
+//! streams. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
 //! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
 
 use std::{
@@ -17,9 +17,9 @@ use std::{
 };
 
 use crate::{
-    EngineError, EngineOptions, GenerateRequest, Grammar, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
-    TokenModel,
-    lanes::{Lanes, Taken},
+    BlockCopy, EngineError, EngineOptions, GenerateRequest, Grammar, LaneInput, Sampling, TextCodec, TokenId,
+    TokenLogprob, TokenModel,
+    blocks::{Admitted, BlockPool, PoolShape, Sequence, Wanted},
     load::{Load, RunningGuard},
     logprobs::Distribution,
     metrics::ReplicaMetrics,
@@ -32,6 +32,8 @@ use crate::{
 const MAX_FAILURES_IN_A_ROW: u32 = 3;
 /// Weight of the newest step in the running mean of step times.
 const NEWEST_STEP: f64 = 0.1;
+/// Part of the cache that is kept for later requests where the options do not say.
+const USUALLY_KEPT: usize = 4;
 /// What a step is taken to cost before one was measured.
 const UNMEASURED_STEP: Duration = Duration::from_millis(50);
 
@@ -48,7 +50,7 @@ pub(crate) enum Step {
 
 /// The requests of one replica.
 ///
-/// Invariant: a lane is marked running exactly while one of `running` holds it.
+/// Invariant: what `pool` has given out is held by `running`.
 pub(crate) struct Scheduler {
     codec: Arc<dyn TextCodec>,
     options: EngineOptions,
@@ -56,7 +58,9 @@ pub(crate) struct Scheduler {
     load: Arc<Load>,
     shape: ModelShape,
     queue: FairQueue,
-    lanes: Lanes,
+    pool: BlockPool,
+    /// What the model is to copy before its next step.
+    copies: Vec<BlockCopy>,
     /// In order of admission.
     running: Vec<Running>,
     sampler: Sampler,
@@ -71,11 +75,40 @@ pub(crate) struct ModelShape {
     pub(crate) lanes: usize,
     pub(crate) context_tokens: usize,
     pub(crate) vocabulary: usize,
+    pub(crate) block_tokens: usize,
+    pub(crate) blocks: usize,
+}
+
+impl ModelShape {
+    pub(crate) fn of(model: &dyn TokenModel) -> Self {
+        Self {
+            lanes: model.lanes(),
+            context_tokens: model.context_tokens(),
+            vocabulary: model.vocabulary(),
+            block_tokens: model.block_tokens(),
+            blocks: model.blocks(),
+        }
+    }
+
+    /// Whether any request can be served.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.lanes > 0 && self.block_tokens > 0 && self.blocks * self.block_tokens >= self.context_tokens
+    }
+
+    fn pool(&self, options: &EngineOptions) -> PoolShape {
+        let kept = options.kept_tokens.unwrap_or(self.blocks * self.block_tokens / USUALLY_KEPT);
+        PoolShape {
+            lanes: self.lanes,
+            blocks: self.blocks,
+            block_tokens: self.block_tokens,
+            kept_blocks: kept / self.block_tokens.max(1),
+        }
+    }
 }
 
 /// A request that holds a lane.
 struct Running {
-    lane: Lane,
+    sequence: Sequence,
     tenant: String,
     sampling: Sampling,
     logprobs: Option<u32>,
@@ -84,7 +117,7 @@ struct Running {
     seen: Occurrences,
     /// Prompt and reply so far.
     tokens: Vec<TokenId>,
-    /// How many of `tokens` are in the lane's cache. Invariant: fewer than all of them, until the reply ended.
+    /// How many of `tokens` are in the cache. Invariant: fewer than all of them, until the reply ended.
     computed: usize,
     /// Of `tokens` in this step.
     planned: usize,
@@ -109,11 +142,26 @@ impl Running {
     fn input(&self) -> Option<LaneInput<'_>> {
         let end = self.computed + self.planned;
         (self.planned > 0).then(|| LaneInput {
-            lane: self.lane,
+            lane: self.sequence.lane,
             start: self.computed,
             tokens: &self.tokens[self.computed..end],
-            want_logits: end == self.tokens.len(),
+            logits: usize::from(end == self.tokens.len()),
         })
+    }
+
+    /// The most positions that it may come to.
+    fn positions(&self) -> usize {
+        self.tokens.len() + self.reply.room() as usize
+    }
+
+    /// How much of the prompt is computed next, of at most `most`: up to the end of a block, where others may have gone on.
+    fn chunk(&self, most: usize, block_tokens: usize) -> usize {
+        let whole = (self.computed + most) / block_tokens * block_tokens;
+        if self.pending() <= most {
+            self.pending()
+        } else {
+            whole.checked_sub(self.computed).filter(|n| *n > 0).unwrap_or(most)
+        }
     }
 
     /// The next token, from its row of logits.
@@ -146,7 +194,8 @@ impl Scheduler {
             load,
             shape,
             queue: FairQueue::default(),
-            lanes: Lanes::new(shape.lanes),
+            pool: BlockPool::new(shape.pool(&options)),
+            copies: Vec::new(),
             running: Vec::with_capacity(shape.lanes),
             sampler: Sampler::default(),
             logits: Vec::new(),
@@ -220,14 +269,10 @@ impl Scheduler {
     }
 
     fn admit(&mut self, now: Instant) {
-        while self.lanes.has_idle()
-            && let Some(job) = self.queue.pop()
-        {
+        while let Some(job) = self.queue.pop_if(|request| self.pool.has_room(wanted(request, &self.shape))) {
             self.start(job, now);
         }
-        let reserved: usize =
-            self.running.iter().map(|running| running.tokens.len() + running.reply.room() as usize).sum();
-        self.metrics.kv_usage.set(reserved as f64 / (self.shape.lanes * self.shape.context_tokens) as f64);
+        self.metrics.kv_usage.set(self.pool.usage());
     }
 
     fn start(&mut self, job: Job, now: Instant) {
@@ -238,16 +283,19 @@ impl Scheduler {
         }
         let prompt = request.prompt.tokens.len();
         let tokens = [&request.prompt.tokens[..], &request.forced].concat();
-        let Some(Taken { lane, reused }) = self.lanes.take(&request, &tokens) else {
-            debug_assert!(false, "admission without an idle lane");
+        let positions = tokens.len() + reply.room() as usize;
+        let wanted = Wanted { tenant: &request.tenant, tokens: &tokens, positions };
+        let Some(Admitted { sequence, reused, copy }) = self.pool.admit(wanted) else {
+            debug_assert!(false, "admission without room");
             return reply.fail(EngineError::Stopped);
         };
+        self.copies.extend(copy);
         reply.begin(reused.min(prompt) as u32);
         self.queue.charge(&request.tenant, tokens.len() - reused, 0);
         let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
         request.forced.iter().for_each(|&id| seen.add(id));
         self.running.push(Running {
-            lane,
+            sequence,
             tenant: request.tenant,
             sampling: request.sampling,
             logprobs: request.logprobs,
@@ -289,22 +337,42 @@ impl Scheduler {
     /// One token of each decoding request, and the rest of the budget to prompts in order of admission: a chunk while others
     /// decode, all of it while nobody would be stalled.
     fn plan(&mut self) {
+        self.catch_up();
         let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
         let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
         let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
         for running in &mut self.running {
-            let pending = running.pending();
-            running.planned = if pending == 1 { 1 } else { pending.min(prefill) };
-            prefill -= if pending == 1 { 0 } else { running.planned };
+            let decodes = running.pending() == 1;
+            running.planned = if decodes { 1 } else { running.chunk(prefill, self.shape.block_tokens) };
+            prefill -= if decodes { 0 } else { running.planned };
+            self.pool.extend(&mut running.sequence, running.computed + running.planned);
         }
         debug_assert!(self.running.iter().any(|running| running.planned > 0), "a step without work");
     }
 
+    /// What requests that began alike have computed since, nobody computes again.
+    fn catch_up(&mut self) {
+        for running in self.running.iter_mut().filter(|running| running.pending() > 1) {
+            let before = std::mem::take(&mut running.computed);
+            running.computed = self.pool.catch_up(&mut running.sequence, &running.tokens, before);
+            running.reply.found((running.computed - before) as u32);
+        }
+    }
+
     fn compute(&mut self, model: &mut dyn TokenModel) -> Result<(), EngineError> {
-        let inputs: Vec<LaneInput<'_>> = self.running.iter().filter_map(Running::input).collect();
-        let rows = inputs.iter().filter(|input| input.want_logits).count();
-        let logits = &mut self.logits;
-        catch_unwind(AssertUnwindSafe(|| model.step(&inputs, logits)))
+        let copies = std::mem::take(&mut self.copies);
+        let (running, logits) = (&mut self.running, &mut self.logits);
+        let step = || {
+            copies.into_iter().for_each(|copy| model.copy(copy));
+            for Running { sequence, .. } in running.iter_mut() {
+                let lane = sequence.lane;
+                sequence.take_moved().into_iter().for_each(|blocks| model.place(lane, blocks));
+            }
+            let inputs: Vec<LaneInput<'_>> = running.iter().filter_map(Running::input).collect();
+            model.step(&inputs, logits)?;
+            Ok(inputs.iter().map(|input| input.logits).sum::<usize>())
+        };
+        let rows = catch_unwind(AssertUnwindSafe(step))
             .unwrap_or_else(|panic| Err(EngineError::ModelFailed(panic_message(&*panic))))?;
         let expected = rows * self.shape.vocabulary;
         if self.logits.len() != expected {
@@ -318,6 +386,7 @@ impl Scheduler {
         let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
             running.computed += running.planned;
+            self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
             if running.pending() > 0 {
                 continue;
             }
@@ -331,33 +400,39 @@ impl Scheduler {
                     running.tokens.push(token);
                 }
                 Err(error) => {
-                    // A lane's logits depend on that lane alone, so the neighbours' are good.
+                    // A lane's logits depend on that lane alone, so the neighbours' are good; but what it has published is not.
                     running.computed = 0;
+                    self.pool.forget();
                     running.reply.fail(error);
                 }
             }
         }
     }
 
-    /// Ends the requests of this batch. Those that waited for their next chunk begin anew: no lane's cache can be trusted.
+    /// Ends the requests of this batch. Those that waited for their next chunk begin anew: nothing in the cache can be trusted.
     fn fail_batch(&mut self, error: EngineError) {
         self.failures = if error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
         tracing::error!(%error, failures = self.failures, "the model failed a step");
-        self.lanes.forget();
+        self.pool.forget();
         for running in &mut self.running {
             running.computed = 0;
             if running.planned > 0 {
                 running.reply.fail(error.clone());
             }
         }
+        self.retire();
+        for running in &mut self.running {
+            let positions = running.positions();
+            if !self.pool.restart(&mut running.sequence, positions) {
+                running.reply.fail(error.clone());
+            }
+        }
     }
 
-    /// Gives back the lanes of ended requests.
+    /// Gives back the lanes and blocks of ended requests.
     fn retire(&mut self) {
         for running in self.running.extract_if(.., |running| running.reply.is_ended()) {
-            let mut tokens = running.tokens;
-            tokens.truncate(running.computed);
-            self.lanes.release(running.lane, tokens);
+            self.pool.release(running.sequence, &running.tokens[..running.computed]);
             self.queue.ended(&running.tenant);
         }
     }
@@ -376,6 +451,13 @@ impl Scheduler {
         let mean = self.step_seconds.get_or_insert(step);
         *mean += (step - *mean) * NEWEST_STEP;
     }
+}
+
+/// What a request that waits wants of the cache.
+fn wanted<'a>(request: &'a GenerateRequest, shape: &ModelShape) -> Wanted<'a> {
+    let tokens = &request.prompt.tokens[..];
+    let positions = shape.context_tokens.min(tokens.len() + request.max_tokens as usize);
+    Wanted { tenant: &request.tenant, tokens, positions }
 }
 
 /// Takes a grammar, where there is one, behind `tokens`. Whether it allows nothing more.

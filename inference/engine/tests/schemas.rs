@@ -9,8 +9,8 @@ use std::{
 };
 
 use parlance_inference_engine::{
-    ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent, GenerateRequest, LaneInput,
-    PreparedPrompt, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
+    Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent,
+    GenerateRequest, Lane, LaneInput, PreparedPrompt, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -134,12 +134,32 @@ impl TextCodec for Codec {
     }
 }
 
-/// Its logits are a hash of everything in the lane, and a preference for the end.
-struct RandomModel(Vec<Vec<TokenId>>);
+/// Its logits are a hash of everything in the lane, and a preference for the end. A block of its cache is a whole lane.
+struct RandomModel {
+    blocks: Vec<Vec<TokenId>>,
+    /// By lane.
+    places: Vec<Block>,
+}
 
 impl TokenModel for RandomModel {
     fn lanes(&self) -> usize {
-        self.0.len()
+        self.places.len()
+    }
+
+    fn block_tokens(&self) -> usize {
+        CONTEXT
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.places[lane] = blocks[0];
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.blocks[copy.to as usize] = self.blocks[copy.from as usize][..copy.positions].to_vec();
     }
 
     fn context_tokens(&self) -> usize {
@@ -153,10 +173,10 @@ impl TokenModel for RandomModel {
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
         logits.clear();
         for input in inputs {
-            let lane = &mut self.0[input.lane];
+            let lane = &mut self.blocks[self.places[input.lane] as usize];
             lane.truncate(input.start);
             lane.extend_from_slice(input.tokens);
-            if input.want_logits {
+            if input.logits > 0 {
                 logits.extend(row(lane));
             }
         }
@@ -181,7 +201,11 @@ fn replica() -> EngineReplica {
     let (name, digest, numerics) = ("random".into(), "d".into(), "n".into());
     let info = ReplicaInfo { name, digest, numerics, context_tokens: CONTEXT as u32 };
     let codec = Codec { info, bytes: (0..=END).map(bytes).collect() };
-    Engine::start(Box::new(RandomModel(vec![Vec::new(); LANES])), Arc::new(codec), EngineOptions::default())
+    Engine::start(
+        Box::new(RandomModel { blocks: vec![Vec::new(); LANES], places: vec![0; LANES] }),
+        Arc::new(codec),
+        EngineOptions::default(),
+    )
 }
 
 /// A reply that is on its way.

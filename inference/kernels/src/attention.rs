@@ -1,11 +1,11 @@
 //! Attention of one query position over the keys and values of its sequence, in place in the cache.
 //!
-//! Keys lie in blocks of 32 positions, `[block][dimension][32]`, so that the scores of 32 positions are one chain each without sums
-//! across a vector; values lie one position after the other, `[position][dimension]`.
+//! A cache consists of blocks of 32 positions, which lie anywhere. A block of keys is `[dimension][32]`, so that the scores of its
+//! positions are one chain each without sums across a vector; a block of values is `[32][dimension]`.
 
 use crate::simd::{LANES, Lanes, exp, fma, sum, vectorised};
 
-/// Positions per block of keys. The length of a cache is a multiple of it.
+/// Positions per block.
 pub const KEY_BLOCK: usize = 2 * LANES;
 /// Dimensions of values that are summed side by side. The head dimension is a multiple of it.
 pub const VALUE_BLOCK: usize = 2 * LANES;
@@ -15,10 +15,12 @@ const MAX_HEADS: usize = 4;
 /// The cache of one head of keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadCache<'a> {
-    /// `[block][dimension][KEY_BLOCK]`.
+    /// All blocks of keys, whoever's they are: `[block][dimension][KEY_BLOCK]`.
     pub keys: &'a [f32],
-    /// `[position][dimension]`.
+    /// All blocks of values: `[block][KEY_BLOCK][dimension]`.
     pub values: &'a [f32],
+    /// Where the positions lie: `p` in block `blocks[p / KEY_BLOCK]`.
+    pub blocks: &'a [u32],
     /// The size of the head.
     pub dimension: usize,
     /// Positions before this one are not attended to.
@@ -28,17 +30,21 @@ pub struct HeadCache<'a> {
 impl HeadCache<'_> {
     /// Without the whole blocks of positions that are not attended to.
     fn without_unseen_blocks(self) -> Self {
-        let skipped = self.first / KEY_BLOCK * KEY_BLOCK;
-        let (keys, values) = (&self.keys[skipped * self.dimension..], &self.values[skipped * self.dimension..]);
-        Self { keys, values, first: self.first - skipped, ..self }
+        let skipped = self.first / KEY_BLOCK;
+        Self { blocks: &self.blocks[skipped..], first: self.first - skipped * KEY_BLOCK, ..self }
     }
 }
 
-/// Writes one position's key where [`attend`] looks for it.
-pub fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
-    let block = &mut keys[position / KEY_BLOCK * KEY_BLOCK * key.len()..][..KEY_BLOCK * key.len()];
+/// Where a block lies in `values` or `keys` of heads of this size.
+fn block_range(block: u32, dimension: usize) -> std::ops::Range<usize> {
+    let begin = block as usize * KEY_BLOCK * dimension;
+    begin..begin + KEY_BLOCK * dimension
+}
+
+/// Writes one position's key into a block of keys; `position` counts within the block.
+pub fn write_key(block: &mut [f32], position: usize, key: &[f32]) {
     for (slots, value) in block.chunks_exact_mut(KEY_BLOCK).zip(key) {
-        slots[position % KEY_BLOCK] = *value;
+        slots[position] = *value;
     }
 }
 
@@ -94,9 +100,8 @@ fn attend_heads<const HEADS: usize>(
 /// Writes the products of each query head with the keys, block by block.
 #[inline(always)]
 fn score<const HEADS: usize>(queries: &[f32], cache: HeadCache<'_>, stride: usize, scores: &mut [f32]) {
-    let blocks = cache.keys.chunks_exact(KEY_BLOCK * cache.dimension);
-    for (block, keys) in blocks.take(stride / KEY_BLOCK).enumerate() {
-        let (vectors, _) = keys.as_chunks::<LANES>();
+    for (block, place) in cache.blocks[..stride / KEY_BLOCK].iter().enumerate() {
+        let (vectors, _) = cache.keys[block_range(*place, cache.dimension)].as_chunks::<LANES>();
         let (rows, _) = vectors.as_chunks::<2>();
         let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
         for (part, rows) in rows.chunks_exact(VALUE_BLOCK).enumerate() {
@@ -163,13 +168,14 @@ fn largest(scores: &[f32]) -> f32 {
 #[inline(always)]
 fn weigh<const HEADS: usize>(scores: &[f32], stride: usize, cache: HeadCache<'_>, length: usize, out: &mut [f32]) {
     let parts = cache.dimension / VALUE_BLOCK;
-    let (vectors, _) = cache.values[..length * cache.dimension].as_chunks::<LANES>();
-    let (values, _) = vectors.as_chunks::<2>();
     for part in 0..parts {
         let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
-        for (block, values) in values.chunks(KEY_BLOCK * parts).enumerate() {
+        for (block, place) in cache.blocks[..stride / KEY_BLOCK].iter().enumerate() {
+            let (vectors, _) = cache.values[block_range(*place, cache.dimension)].as_chunks::<LANES>();
+            let (values, _) = vectors.as_chunks::<2>();
             let weights = block_of_each::<HEADS>(scores, stride, block * KEY_BLOCK);
-            for (position, values) in (0..KEY_BLOCK).zip(values[part..].iter().step_by(parts)) {
+            let seen = KEY_BLOCK.min(length - block * KEY_BLOCK);
+            for (position, values) in (0..seen).zip(values[part..].iter().step_by(parts)) {
                 for head in 0..HEADS {
                     for half in 0..2 {
                         sums[head][half] = fma(weights[head][position], &values[half], sums[head][half]);
@@ -194,13 +200,23 @@ mod tests {
         (0..count).map(|at| ((at as f32 + seed) * 78.233).sin() * 2.0).collect()
     }
 
-    fn packed_keys(keys: &[f32]) -> Vec<f32> {
-        // What lies beyond the length must not matter.
-        let mut packed = vec![f32::NAN; LENGTH * DIMENSION];
-        for (position, key) in keys.chunks_exact(DIMENSION).enumerate() {
-            write_key(&mut packed, position, key);
+    /// Where the blocks lie: in no order, with others between them.
+    const BLOCKS: [u32; 3] = [4, 0, 3];
+    const PLACES: usize = 5;
+
+    /// Keys and values in their blocks. What lies beyond them or belongs to others must not matter.
+    fn placed(keys: &[f32], values: &[f32]) -> [Vec<f32>; 2] {
+        let mut placed = [(); 2].map(|()| vec![f32::NAN; PLACES * KEY_BLOCK * DIMENSION]);
+        for (position, (key, value)) in keys.chunks_exact(DIMENSION).zip(values.chunks_exact(DIMENSION)).enumerate() {
+            let range = block_range(BLOCKS[position / KEY_BLOCK], DIMENSION);
+            write_key(&mut placed[0][range.clone()], position % KEY_BLOCK, key);
+            placed[1][range][position % KEY_BLOCK * DIMENSION..][..DIMENSION].copy_from_slice(value);
         }
-        packed
+        placed
+    }
+
+    fn cache([keys, values]: &[Vec<f32>; 2], first: usize) -> HeadCache<'_> {
+        HeadCache { keys, values, blocks: &BLOCKS, dimension: DIMENSION, first }
     }
 
     fn reference(query: &[f32], keys: &[f32], values: &[f32], length: usize) -> Vec<f64> {
@@ -221,10 +237,9 @@ mod tests {
         for heads in 1..=9 {
             let queries = values(heads * DIMENSION, heads as f32);
             for length in [1, 2, 15, 16, 17, 31, 32, 33, 95, 96] {
-                let packed = packed_keys(&keys[..length * DIMENSION]);
-                let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
+                let placed = placed(&keys[..length * DIMENSION], &stored);
                 let mut out = vec![0.0; heads * DIMENSION];
-                attend(&queries, cache, length, &mut Vec::new(), &mut out);
+                attend(&queries, cache(&placed, 0), length, &mut Vec::new(), &mut out);
                 for (query, out) in queries.chunks_exact(DIMENSION).zip(out.chunks_exact(DIMENSION)) {
                     for (found, exact) in out.iter().zip(reference(query, &keys, &stored, length)) {
                         assert!((f64::from(*found) - exact).abs() < 5e-6, "{heads} heads, length {length}");
@@ -237,8 +252,8 @@ mod tests {
     #[test]
     fn a_head_does_not_depend_on_its_neighbours() {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
-        let packed = packed_keys(&keys);
-        let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
+        let placed = placed(&keys, &stored);
+        let cache = cache(&placed, 0);
         let queries = values(7 * DIMENSION, 3.0);
         let (mut together, mut alone) = (vec![0.0; 7 * DIMENSION], vec![0.0; 7 * DIMENSION]);
         attend(&queries, cache, 50, &mut Vec::new(), &mut together);
@@ -253,10 +268,9 @@ mod tests {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
         let query = values(DIMENSION, 5.0);
         for (first, length) in [(1, 2), (31, 33), (32, 33), (33, 80), (70, 96), (95, 96)] {
-            let packed = packed_keys(&keys);
-            let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first };
+            let placed = placed(&keys, &stored);
             let mut out = vec![0.0; DIMENSION];
-            attend(&query, cache, length, &mut Vec::new(), &mut out);
+            attend(&query, cache(&placed, first), length, &mut Vec::new(), &mut out);
             let (keys, stored) = (&keys[first * DIMENSION..], &stored[first * DIMENSION..]);
             for (found, exact) in out.iter().zip(reference(&query, keys, stored, length - first)) {
                 assert!((f64::from(*found) - exact).abs() < 5e-6, "from {first} to {length}");

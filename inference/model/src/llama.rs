@@ -1,11 +1,11 @@
 //! The forward pass of Llama's architecture and its relatives (Touvron et al. 2023) over ragged batches.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
+use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
 
 use crate::{
     config::LlamaConfig,
-    kv::KvCache,
+    kv::{BLOCK_TOKENS, KvCache},
     ops::{self, Place},
     rope::Rope,
     weights::{LayerWeights, Weights},
@@ -23,24 +23,15 @@ pub struct LlamaModel {
     rope: Rope,
     cache: KvCache,
     context: usize,
-    /// How many positions of each lane are written.
-    filled: Vec<usize>,
 }
 
 impl LlamaModel {
-    pub(crate) fn new(
-        config: LlamaConfig,
-        device: Device,
-        weights: Weights,
-        cache: KvCache,
-        lanes: usize,
-        context: usize,
-    ) -> Self {
+    pub(crate) fn new(config: LlamaConfig, device: Device, weights: Weights, cache: KvCache, context: usize) -> Self {
         let rope = Rope::new(&config.rope, config.head, context);
-        Self { config, device, weights, rope, cache, context, filled: vec![0; lanes] }
+        Self { config, device, weights, rope, cache, context }
     }
 
-    /// How much memory the keys and values of all lanes take when full, in bytes.
+    /// How much memory the keys and values take when all blocks are full, in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.cache.bytes()
     }
@@ -95,7 +86,7 @@ impl LlamaModel {
             x = x + ops::linear(gated, &layer.down);
         }
         for input in inputs {
-            self.filled[input.lane] = input.start + input.tokens.len();
+            self.cache.fill(input.lane, input.start, input.start + input.tokens.len());
         }
         x
     }
@@ -118,15 +109,19 @@ impl LlamaModel {
 
     /// Refuses inputs that would read or write what is not the lane's own.
     fn check(&self, inputs: &[LaneInput<'_>]) -> Result<(), EngineError> {
-        let mut seen = vec![false; self.filled.len()];
+        let mut seen = vec![false; self.cache.lanes()];
         for input in inputs {
-            let LaneInput { lane, start, tokens, .. } = *input;
+            let LaneInput { lane, start, tokens, logits } = *input;
             if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
                 return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
             }
-            if tokens.is_empty() || start > self.filled[lane] || tokens.len() > self.context.saturating_sub(start) {
-                let (filled, count) = (self.filled[lane], tokens.len());
-                return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}, which holds {filled}")));
+            let count = tokens.len();
+            if count == 0 || count > self.context.saturating_sub(start) || !self.cache.fits(lane, start, start + count)
+            {
+                return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}")));
+            }
+            if logits > count {
+                return Err(failed(format!("{logits} rows of logits are wanted of {count} tokens")));
             }
             if let Some(token) = tokens.iter().find(|token| **token as usize >= self.config.vocabulary) {
                 return Err(failed(format!("there is no token {token}")));
@@ -138,7 +133,23 @@ impl LlamaModel {
 
 impl TokenModel for LlamaModel {
     fn lanes(&self) -> usize {
-        self.filled.len()
+        self.cache.lanes()
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.blocks()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.cache.place(lane, blocks);
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.cache.copy(copy);
     }
 
     fn context_tokens(&self) -> usize {
@@ -184,9 +195,9 @@ fn places<'a>(input: &LaneInput<'a>) -> impl Iterator<Item = Place> + use<'a> {
 /// The rows of a step after which logits are wanted.
 fn wanted_rows(inputs: &[LaneInput<'_>]) -> Vec<usize> {
     let mut end = 0;
-    let rows = inputs.iter().filter_map(|input| {
+    let rows = inputs.iter().flat_map(|input| {
         end += input.tokens.len();
-        input.want_logits.then_some(end - 1)
+        end - input.logits..end
     });
     rows.collect()
 }

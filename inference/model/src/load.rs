@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc};
 use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
 
 use crate::{
-    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, kv::KvCache, source::Source, weights::Weights,
+    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision,
+    kv::{BLOCK_TOKENS, Capacity, KvCache},
+    source::Source,
+    weights::Weights,
 };
 
 const DEFAULT_LANES: usize = 16;
@@ -18,11 +21,14 @@ const WARM_UP_TOKENS: usize = 16;
 pub struct LoadOptions {
     /// The name that the model is served under.
     pub name: String,
-    /// How many sequences can be resident at once.
+    /// How many sequences can run at once.
     pub lanes: usize,
-    /// The most tokens of one lane; cut to what the model was trained for. Every token of every lane takes, once it is written,
-    /// `2 · layers · kv_heads · head · 4` bytes: 45 KiB for SmolLM2-135M.
+    /// The most tokens of one sequence; cut to what the model was trained for.
     pub context_tokens: u32,
+    /// The most tokens of all sequences together, running and kept for later ones, shared beginnings counted once; at least
+    /// `context_tokens`, by default as much for every lane. A token takes, once it is written, `2 · layers · kv_heads · head · 4`
+    /// bytes: 45 KiB for SmolLM2-135M.
+    pub cache_tokens: Option<usize>,
     /// What computes.
     pub device: DeviceChoice,
     /// In which numbers.
@@ -36,6 +42,7 @@ impl LoadOptions {
             name: name.into(),
             lanes: DEFAULT_LANES,
             context_tokens: DEFAULT_CONTEXT_TOKENS,
+            cache_tokens: None,
             device: DeviceChoice::default(),
             precision: Precision::default(),
         }
@@ -95,7 +102,8 @@ pub fn load(
     }
     let numbers = options.precision.of(&description.tensors);
     let context = config.context.min(options.context_tokens as usize);
-    let cache = KvCache::new(&config, options.lanes, context)?;
+    let tokens = options.cache_tokens.unwrap_or(options.lanes.saturating_mul(context.next_multiple_of(BLOCK_TOKENS)));
+    let cache = KvCache::new(&config, Capacity { lanes: options.lanes, context, tokens })?;
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.
     let (digest, (text, weights)) = rayon::join(
@@ -103,7 +111,7 @@ pub fn load(
         || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, numbers, &on_weights)),
     );
     let (tokenizer, template) = text?;
-    let mut model = LlamaModel::new(config, device, weights?, cache, options.lanes, context);
+    let mut model = LlamaModel::new(config, device, weights?, cache, context);
     report(LoadStage::WarmUp, total_bytes);
     warm_up(&mut model)?;
     let info = ReplicaInfo {
@@ -133,7 +141,7 @@ fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
     let (prompt, last) = tokens.split_at(count - 1);
     for (start, tokens) in [(0, prompt), (prompt.len(), last)] {
         if !tokens.is_empty() {
-            let input = LaneInput { lane: 0, start, tokens, want_logits: true };
+            let input = LaneInput { lane: 0, start, tokens, logits: 1 };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
         }
     }

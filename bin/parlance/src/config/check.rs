@@ -243,6 +243,8 @@ impl Reader {
         let replicas = self.model_integer(name, "replicas", 1..=64).unwrap_or(1);
         let lanes = self.model_integer(name, "lanes", 1..=1_024);
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
+        let cache_tokens = self.model_integer(name, "cache_tokens", 64..=1 << 30);
+        let kept_tokens = self.model_integer(name, "kept_tokens", 0..=1 << 30);
         let precision = match raw(self, "precision") {
             Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
                 self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
@@ -264,7 +266,16 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => Some(ModelConfig { source, replicas, pinned, precision, lanes, context_tokens }),
+            Ok(source) => Some(ModelConfig {
+                source,
+                replicas,
+                pinned,
+                precision,
+                lanes,
+                context_tokens,
+                cache_tokens,
+                kept_tokens,
+            }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

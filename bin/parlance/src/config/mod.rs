@@ -101,6 +101,10 @@ pub(crate) struct ModelConfig {
     pub(crate) lanes: Option<usize>,
     /// The longest sequence, if not the model's default.
     pub(crate) context_tokens: Option<usize>,
+    /// Tokens in memory at once, of all sequences, if not the model's default.
+    pub(crate) cache_tokens: Option<usize>,
+    /// Tokens that stay in memory for later requests, if not the engine's default.
+    pub(crate) kept_tokens: Option<usize>,
 }
 
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.

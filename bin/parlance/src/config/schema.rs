@@ -47,6 +47,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.replicas", Kind::Integer),
     ("models.*.lanes", Kind::Integer),
     ("models.*.context_tokens", Kind::Integer),
+    ("models.*.cache_tokens", Kind::Integer),
+    ("models.*.kept_tokens", Kind::Integer),
     ("models.*.pinned", Kind::Flag),
     ("limits.connections", Kind::Integer),
     ("limits.websockets", Kind::Integer),

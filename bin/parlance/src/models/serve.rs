@@ -55,8 +55,8 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel
         }
         Weights::File { path, .. } => {
             inspect(&path)?;
-            let options = options(name, model);
-            Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
+            let (options, engine) = (options(name, model), engine_options(model));
+            Ok(Arc::new(move |progress| load_weights(&path, &options, engine, progress)))
         }
     }
 }
@@ -67,8 +67,13 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
         precision: model.precision,
         lanes: model.lanes.unwrap_or(usual.lanes),
         context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),
+        cache_tokens: model.cache_tokens,
         ..usual
     }
+}
+
+fn engine_options(model: &ModelConfig) -> EngineOptions {
+    EngineOptions { kept_tokens: model.kept_tokens, ..EngineOptions::default() }
 }
 
 fn inspect(path: &Path) -> Result<(), Failure> {
@@ -79,11 +84,12 @@ fn inspect(path: &Path) -> Result<(), Failure> {
 fn load_weights(
     path: &Path,
     options: &LoadOptions,
+    engine: EngineOptions,
     progress: &(dyn Fn(u8) + Sync),
 ) -> Result<Arc<dyn Replica>, String> {
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
-    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
+    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, engine)))
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
+use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision,
@@ -94,7 +94,6 @@ pub fn load(
     let total_bytes = source.bytes();
     let report = |stage, done_bytes| progress(LoadProgress { stage, done_bytes, total_bytes });
     report(LoadStage::Description, 0);
-    let device = options.device.open();
     let description = source.describe()?;
     let config = description.config.clone();
     if options.lanes == 0 || options.context_tokens == 0 {
@@ -111,7 +110,7 @@ pub fn load(
         || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, numbers, &on_weights)),
     );
     let (tokenizer, template) = text?;
-    let mut model = LlamaModel::new(config, device, weights?, cache, context);
+    let mut model = LlamaModel::new(config, weights?, cache, context);
     report(LoadStage::WarmUp, total_bytes);
     warm_up(&mut model)?;
     let info = ReplicaInfo {
@@ -143,6 +142,10 @@ fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
         if !tokens.is_empty() {
             let input = LaneInput { lane: 0, start, tokens, logits: 1 };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
+            if !logits.iter().all(|logit| logit.is_finite()) {
+                let why = "a logit is not a finite number".to_owned();
+                return Err(ModelError::WarmUp(EngineError::ModelFailed(why)));
+            }
         }
     }
     Ok(())

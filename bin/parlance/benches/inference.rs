@@ -119,7 +119,7 @@ async fn ask(client: &reqwest::Client, running: &Running, prompt: &str) -> Answe
         "temperature": 0, "stream": true, "stream_options": { "include_usage": true },
     });
     if running.is_peer() {
-        // This node has no such switch; the prompts are none like another anyway.
+        // This node has it in its configuration; the prompts are none like another anyway.
         body["cache_prompt"] = json!(false);
     }
     let began = Instant::now();

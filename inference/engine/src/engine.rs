@@ -14,12 +14,13 @@ use tokio::sync::watch;
 
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt,
-    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, TextCodec, TokenId, TokenModel,
     grammar::GrammarCompiler,
     load::Load,
     metrics::ReplicaMetrics,
     queue::Job,
-    scheduler::{ModelShape, Scheduler, Step},
+    scheduler::{Scheduler, Step},
+    shape::ModelShape,
     window,
 };
 
@@ -35,11 +36,13 @@ pub struct EngineOptions {
     /// Tokens whose keys and values are kept at most when no request uses them any more, for others of the tenant that begin alike;
     /// by default as many as fit a quarter of the cache.
     pub kept_tokens: Option<usize>,
+    /// Whether replies are guessed ahead. Changes no token.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 256, step_tokens: 256, prefill_chunk: 64, kept_tokens: None }
+        Self { queue: 256, step_tokens: 256, prefill_chunk: 64, kept_tokens: None, speculation: Speculation::default() }
     }
 }
 

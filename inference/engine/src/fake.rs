@@ -30,6 +30,8 @@ pub(crate) struct FakeModel {
     /// Per lane.
     tables: Vec<Vec<Block>>,
     context: usize,
+    /// Of how many of the newest tokens its logits are a hash: few make texts that repeat themselves.
+    memory: usize,
     /// Lengths of the inputs of each step, per lane.
     pub(crate) steps: Vec<Vec<(usize, usize)>>,
 }
@@ -40,7 +42,15 @@ impl FakeModel {
     }
 
     pub(crate) fn with_blocks(lanes: usize, context: usize, blocks: usize) -> Self {
-        Self { blocks: vec![Vec::new(); blocks], tables: vec![Vec::new(); lanes], context, steps: Vec::new() }
+        let per_lane = context.div_ceil(BLOCK);
+        let own = |lane| (lane * per_lane..blocks.min((lane + 1) * per_lane)).map(|block| block as Block).collect();
+        let (blocks, tables) = (vec![Vec::new(); blocks], (0..lanes).map(own).collect());
+        Self { blocks, tables, context, memory: usize::MAX, steps: Vec::new() }
+    }
+
+    /// One whose logits are a hash of so many of the newest tokens.
+    pub(crate) fn remembering(self, memory: usize) -> Self {
+        Self { memory, ..self }
     }
 
     fn history(&self, lane: Lane, length: usize) -> Vec<TokenId> {
@@ -108,15 +118,16 @@ impl TokenModel for FakeModel {
             (input.start..).zip(input.tokens).for_each(|(at, token)| self.write(input.lane, at, *token));
             let history = self.history(input.lane, end);
             for length in end + 1 - input.logits..=end {
-                logits.extend(row(&history[..length]));
+                logits.extend(row(&history[..length], self.memory));
             }
         }
         Ok(())
     }
 }
 
-fn row(history: &[TokenId]) -> Vec<f32> {
-    let hash = history.iter().fold(0, |hash, &token| random::bits(hash, token.into()));
+fn row(history: &[TokenId], memory: usize) -> Vec<f32> {
+    let hash =
+        history[history.len().saturating_sub(memory)..].iter().fold(0, |hash, &token| random::bits(hash, token.into()));
     let mut row: Vec<f32> = (0..VOCABULARY as u64).map(|id| (random::bits(hash, id) >> 60) as f32 / 2.0).collect();
     row[MAKES_NAN as usize..].fill(-1000.0);
     if history.contains(&MAKES_NAN) {
@@ -176,6 +187,11 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
 
 /// What the model answers, computed alone, token by token, without the engine.
 pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
+    expected_with(usize::MAX, request, context)
+}
+
+/// What the model answers whose logits are a hash of its newest tokens.
+pub(crate) fn expected_with(memory: usize, request: &GenerateRequest, context: usize) -> Heard {
     let codec = FakeCodec::new(context);
     let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
     let mut tokens = request.prompt.tokens.clone();
@@ -189,8 +205,9 @@ pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
             break (lossy(&bytes), Finish::Length);
         }
         let position = ids.len() as u64;
-        let drawn =
-            || Sampler::default().choose(&mut row(&tokens), &request.sampling, &seen, position).expect("finite");
+        let drawn = || {
+            Sampler::default().choose(&mut row(&tokens, memory), &request.sampling, &seen, position).expect("finite")
+        };
         let id = request.forced.get(ids.len()).copied().unwrap_or_else(drawn);
         if id == END {
             break (lossy(&bytes), Finish::Stop);

@@ -10,6 +10,7 @@ mod fake;
 mod grammar;
 mod load;
 mod logprobs;
+mod lookup;
 mod metrics;
 mod model;
 mod prefix;
@@ -18,9 +19,12 @@ mod random;
 mod replica;
 mod reply;
 mod request;
+mod running;
 mod sampling;
 mod scheduler;
 mod scripted;
+mod shape;
+mod speculation;
 mod text;
 mod window;
 
@@ -36,3 +40,4 @@ pub use request::{
     TokenId, TokenUsage,
 };
 pub use scripted::{ScriptedOptions, ScriptedReplica};
+pub use speculation::Speculation;

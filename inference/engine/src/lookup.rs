@@ -32,8 +32,9 @@ struct Source {
 }
 
 impl Lookup {
-    pub(crate) fn new() -> Self {
-        Self { source: None, right: USUALLY_RIGHT }
+    /// For a reply that goes on behind `tokens`.
+    pub(crate) fn behind(tokens: &[TokenId]) -> Self {
+        Self { source: find(tokens), right: USUALLY_RIGHT }
     }
 
     /// Takes note that the last of `tokens` is new: whether it was guessed, and what is guessed next.
@@ -92,12 +93,6 @@ fn common_end(a: &[TokenId], b: &[TokenId]) -> usize {
 mod tests {
     use super::*;
 
-    fn after(tokens: &[TokenId]) -> Lookup {
-        let mut lookup = Lookup::new();
-        lookup.follow(tokens);
-        lookup
-    }
-
     #[test]
     fn guesses_what_followed_the_longest_and_latest_match() {
         for (tokens, guess) in [
@@ -110,14 +105,14 @@ mod tests {
             (&[0, 1, 2, 3, 9, 1, 2, 4, 0, 1, 2], &[3, 9, 1, 2, 4, 0, 1, 2]),
             (&[5, 5, 5], &[5]),
         ] {
-            assert_eq!(after(tokens).guess(tokens), guess, "{tokens:?}");
+            assert_eq!(Lookup::behind(tokens).guess(tokens), guess, "{tokens:?}");
         }
     }
 
     #[test]
     fn goes_on_with_a_guess_that_is_right_and_looks_anew_after_one_that_is_not() {
         let mut tokens = vec![1, 2, 3, 4, 5, 6, 1, 2];
-        let mut lookup = after(&tokens);
+        let mut lookup = Lookup::behind(&tokens);
         for (next, guess) in [(3, &[4, 5, 6][..]), (4, &[5, 6]), (9, &[]), (1, &[]), (2, &[3, 4, 9])] {
             tokens.push(next);
             lookup.follow(&tokens);
@@ -129,7 +124,7 @@ mod tests {
     #[test]
     fn chances_follow_what_the_reply_has_shown() {
         let mut tokens: Vec<TokenId> = (0..40).collect();
-        let mut lookup = after(&tokens);
+        let mut lookup = Lookup::behind(&tokens);
         assert_eq!(lookup.chance(0), 0.0);
         for token in 0..40 {
             tokens.push(token);

@@ -44,6 +44,7 @@ pub trait TokenModel: Send {
     fn blocks(&self) -> usize;
 
     /// Says where the positions of a lane lie from now on: `p` in `blocks[p / block_tokens]`. Lanes that share a block only read it.
+    /// Before, each has blocks of its own, as many as there are for it.
     fn place(&mut self, lane: Lane, blocks: &[Block]);
 
     /// Copies keys and values from block to block.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
-//! streams. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
+//! streams. A reply that repeats what was said is guessed ahead, and the guess checked in one step: the tokens are those that would
+//! have come one by one. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
 //! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
 
 use std::{
@@ -17,23 +18,23 @@ use std::{
 };
 
 use crate::{
-    BlockCopy, EngineError, EngineOptions, GenerateRequest, Grammar, LaneInput, Sampling, TextCodec, TokenId,
-    TokenLogprob, TokenModel,
-    blocks::{Admitted, BlockPool, PoolShape, Sequence, Wanted},
-    load::{Load, RunningGuard},
-    logprobs::Distribution,
+    BlockCopy, EngineError, EngineOptions, GenerateRequest, LaneInput, Speculation, TextCodec, TokenModel,
+    blocks::{Admitted, BlockPool, Wanted},
+    load::Load,
+    lookup::Lookup,
     metrics::ReplicaMetrics,
     queue::{FairQueue, Job},
     reply::{Limits, Next, Reply},
+    running::{Chooser, Running, follow},
     sampling::{Occurrences, Sampler},
+    shape::ModelShape,
+    speculation::{StepCost, depths},
 };
 
 /// A model that fails this many steps in a row is given up.
 const MAX_FAILURES_IN_A_ROW: u32 = 3;
 /// Weight of the newest step in the running mean of step times.
 const NEWEST_STEP: f64 = 0.1;
-/// Part of the cache that is kept for later requests where the options do not say.
-const USUALLY_KEPT: usize = 4;
 /// What a step is taken to cost before one was measured.
 const UNMEASURED_STEP: Duration = Duration::from_millis(50);
 
@@ -67,116 +68,8 @@ pub(crate) struct Scheduler {
     logits: Vec<f32>,
     failures: u32,
     step_seconds: Option<f64>,
-}
-
-/// What the scheduler knows of its model.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ModelShape {
-    pub(crate) lanes: usize,
-    pub(crate) context_tokens: usize,
-    pub(crate) vocabulary: usize,
-    pub(crate) block_tokens: usize,
-    pub(crate) blocks: usize,
-}
-
-impl ModelShape {
-    pub(crate) fn of(model: &dyn TokenModel) -> Self {
-        Self {
-            lanes: model.lanes(),
-            context_tokens: model.context_tokens(),
-            vocabulary: model.vocabulary(),
-            block_tokens: model.block_tokens(),
-            blocks: model.blocks(),
-        }
-    }
-
-    /// Whether any request can be served.
-    pub(crate) fn is_usable(&self) -> bool {
-        self.lanes > 0 && self.block_tokens > 0 && self.blocks * self.block_tokens >= self.context_tokens
-    }
-
-    fn pool(&self, options: &EngineOptions) -> PoolShape {
-        let kept = options.kept_tokens.unwrap_or(self.blocks * self.block_tokens / USUALLY_KEPT);
-        PoolShape {
-            lanes: self.lanes,
-            blocks: self.blocks,
-            block_tokens: self.block_tokens,
-            kept_blocks: kept / self.block_tokens.max(1),
-        }
-    }
-}
-
-/// A request that holds a lane.
-struct Running {
-    sequence: Sequence,
-    tenant: String,
-    sampling: Sampling,
-    logprobs: Option<u32>,
-    /// Invariant: has followed the reply's part of `tokens`.
-    grammar: Option<Grammar>,
-    seen: Occurrences,
-    /// Prompt and reply so far.
-    tokens: Vec<TokenId>,
-    /// How many of `tokens` are in the cache. Invariant: fewer than all of them, until the reply ended.
-    computed: usize,
-    /// Of `tokens` in this step.
-    planned: usize,
-    reply: Reply,
-    deadline: Option<Instant>,
-    _guard: RunningGuard,
-}
-
-/// The next token of a reply.
-struct Chosen {
-    token: TokenId,
-    logprob: Option<TokenLogprob>,
-    /// Whether the grammar allows nothing behind it.
-    is_last: bool,
-}
-
-impl Running {
-    fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
-
-    fn input(&self) -> Option<LaneInput<'_>> {
-        let end = self.computed + self.planned;
-        (self.planned > 0).then(|| LaneInput {
-            lane: self.sequence.lane,
-            start: self.computed,
-            tokens: &self.tokens[self.computed..end],
-            logits: usize::from(end == self.tokens.len()),
-        })
-    }
-
-    /// The most positions that it may come to.
-    fn positions(&self) -> usize {
-        self.tokens.len() + self.reply.room() as usize
-    }
-
-    /// How much of the prompt is computed next, of at most `most`: up to the end of a block, where others may have gone on.
-    fn chunk(&self, most: usize, block_tokens: usize) -> usize {
-        let whole = (self.computed + most) / block_tokens * block_tokens;
-        if self.pending() <= most {
-            self.pending()
-        } else {
-            whole.checked_sub(self.computed).filter(|n| *n > 0).unwrap_or(most)
-        }
-    }
-
-    /// The next token, from its row of logits.
-    fn choose(&mut self, row: &mut [f32], sampler: &mut Sampler, codec: &dyn TextCodec) -> Result<Chosen, EngineError> {
-        let distribution = self.logprobs.map(|top| (Distribution::of(row), top));
-        if let Some(grammar) = &mut self.grammar {
-            grammar.mask(row)?;
-        }
-        let position = self.reply.len().into();
-        let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
-        let token =
-            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
-        let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, codec));
-        Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], codec)? })
-    }
+    /// Of steps that only decode.
+    decode_cost: StepCost,
 }
 
 impl Scheduler {
@@ -201,6 +94,7 @@ impl Scheduler {
             logits: Vec::new(),
             failures: 0,
             step_seconds: None,
+            decode_cost: StepCost::default(),
         }
     }
 
@@ -294,6 +188,7 @@ impl Scheduler {
         self.queue.charge(&request.tenant, tokens.len() - reused, 0);
         let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
         request.forced.iter().for_each(|&id| seen.add(id));
+        let lookup = (self.options.speculation != Speculation::Off).then(|| Lookup::behind(&tokens));
         self.running.push(Running {
             sequence,
             tenant: request.tenant,
@@ -304,6 +199,8 @@ impl Scheduler {
             tokens,
             computed: reused,
             planned: 0,
+            lookup,
+            guess: Vec::new(),
             reply,
             deadline: request.deadline,
             _guard: self.load.run(),
@@ -338,16 +235,28 @@ impl Scheduler {
     /// decode, all of it while nobody would be stalled.
     fn plan(&mut self) {
         self.catch_up();
-        let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
+        let decoding = self.running.iter().filter(|running| running.decodes()).count();
         let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
         let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
         for running in &mut self.running {
-            let decodes = running.pending() == 1;
+            let decodes = running.decodes();
             running.planned = if decodes { 1 } else { running.chunk(prefill, self.shape.block_tokens) };
             prefill -= if decodes { 0 } else { running.planned };
+        }
+        self.guess();
+        for running in &mut self.running {
             self.pool.extend(&mut running.sequence, running.computed + running.planned);
         }
         debug_assert!(self.running.iter().any(|running| running.planned > 0), "a step without work");
+    }
+
+    /// Lets the step check as many guesses as are worth their time.
+    fn guess(&mut self) {
+        let chances: Vec<_> = self.running.iter().map(Running::chances).collect();
+        let rows = self.running.iter().map(|running| running.planned).sum();
+        let most = self.options.step_tokens.saturating_sub(rows);
+        let depths = depths(self.options.speculation, &self.decode_cost, rows, most, &chances);
+        self.running.iter_mut().zip(depths).for_each(|(running, depth)| running.guess_ahead(depth));
     }
 
     /// What requests that began alike have computed since, nobody computes again.
@@ -383,21 +292,22 @@ impl Scheduler {
     }
 
     fn apply(&mut self, now: Instant) {
-        let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
+        let mut logits = &mut self.logits[..];
+        let mut chooser = Chooser { sampler: &mut self.sampler, codec: &*self.codec, now };
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
-            running.computed += running.planned;
-            self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
+            let guessed = running.guess.len().saturating_sub(1);
+            running.computed += running.planned - guessed;
             if running.pending() > 0 {
+                self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
                 continue;
             }
-            let Some(row) = rows.next() else { break };
-            match running.choose(row, &mut self.sampler, &*self.codec) {
-                Ok(Chosen { token, logprob, is_last }) => {
-                    self.queue.charge(&running.tenant, 0, 1);
-                    running.seen.add(token);
-                    let next = Next { tokens: &[token], logprob, is_last };
-                    running.reply.accept(next, &*self.codec, now);
-                    running.tokens.push(token);
+            let (own, others) = std::mem::take(&mut logits).split_at_mut((1 + guessed) * self.shape.vocabulary);
+            logits = others;
+            match running.advance(own.chunks_exact_mut(self.shape.vocabulary), &mut chooser) {
+                Ok(taken) => {
+                    self.queue.charge(&running.tenant, 0, taken);
+                    self.metrics.guessed(guessed, taken - 1);
+                    self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
                 }
                 Err(error) => {
                     // A lane's logits depend on that lane alone, so the neighbours' are good; but what it has published is not.
@@ -447,6 +357,9 @@ impl Scheduler {
     }
 
     fn measure(&mut self, step: Duration) {
+        if self.running.iter().all(|running| running.planned <= 1 || !running.guess.is_empty()) {
+            self.decode_cost.measure(self.running.iter().map(|running| running.planned).sum(), step);
+        }
         let step = step.as_secs_f64();
         let mean = self.step_seconds.get_or_insert(step);
         *mean += (step - *mean) * NEWEST_STEP;
@@ -458,16 +371,6 @@ fn wanted<'a>(request: &'a GenerateRequest, shape: &ModelShape) -> Wanted<'a> {
     let tokens = &request.prompt.tokens[..];
     let positions = shape.context_tokens.min(tokens.len() + request.max_tokens as usize);
     Wanted { tenant: &request.tenant, tokens, positions }
-}
-
-/// Takes a grammar, where there is one, behind `tokens`. Whether it allows nothing more.
-fn follow(grammar: Option<&mut Grammar>, tokens: &[TokenId], codec: &dyn TextCodec) -> Result<bool, EngineError> {
-    let Some(grammar) = grammar else { return Ok(false) };
-    // The end is the reply's matter.
-    if !tokens.iter().any(|&token| codec.is_end(token)) {
-        grammar.follow(tokens)?;
-    }
-    Ok(grammar.is_complete())
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -25,6 +25,8 @@ pub enum Speculation {
     Auto,
     /// Never.
     Off,
+    /// Wherever there is a guess, whatever it costs. For tests and measurements.
+    Always,
 }
 
 impl std::str::FromStr for Speculation {
@@ -34,7 +36,7 @@ impl std::str::FromStr for Speculation {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            _ => Err("is neither \"auto\" nor \"off\""),
+            _ => Err("is unknown. Choose auto or off"),
         }
     }
 }
@@ -44,6 +46,7 @@ impl std::fmt::Display for Speculation {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Off => "off",
+            Self::Always => "always",
         })
     }
 }
@@ -87,27 +90,35 @@ impl StepCost {
     }
 }
 
-/// How many tokens of each guess a step of so many `rows` and yet more checks: `guesses` says of each how long it is at most, and the
-/// chance that its first tokens are right. No more than `most` rows are added.
-pub(crate) fn depths<F: Fn(usize) -> f64>(
+/// How many tokens of each guess a step of so many `rows` and yet more checks. `chances` says of each guess how probable it is that its
+/// first tokens are right, one by one. No more than `most` rows are added.
+pub(crate) fn depths(
+    speculation: Speculation,
     cost: &StepCost,
     rows: usize,
     most: usize,
-    guesses: &[(usize, F)],
+    chances: &[Vec<f64>],
 ) -> Vec<usize> {
     let (mut time, row) = cost.of(rows);
     let (mut yielded, mut added) = (rows as f64, 0);
-    let mut depths = vec![0; guesses.len()];
+    let mut pays = |chance: f64| {
+        let is_worth_it = match speculation {
+            Speculation::Auto => chance * time > MARGIN * row * yielded,
+            Speculation::Always => true,
+            Speculation::Off => false,
+        };
+        if is_worth_it && added < most {
+            (added, time, yielded) = (added + 1, time + row, yielded + chance);
+            return true;
+        }
+        false
+    };
+    let mut depths = vec![0; chances.len()];
     // By depth: what is deeper is less probable.
     for depth in 0..MOST_GUESSED {
-        for (chosen, (longest, chance)) in depths.iter_mut().zip(guesses) {
-            let chance = chance(depth);
-            let pays = chance * time > MARGIN * row * yielded;
-            if *chosen == depth && depth < *longest && added < most && pays {
+        for (chosen, chances) in depths.iter_mut().zip(chances) {
+            if *chosen == depth && chances.get(depth).is_some_and(|chance| pays(*chance)) {
                 *chosen += 1;
-                added += 1;
-                time += row;
-                yielded += chance;
             }
         }
     }
@@ -128,7 +139,8 @@ mod tests {
     }
 
     fn depth(cost: &StepCost, rows: usize, chance: f64) -> usize {
-        depths(cost, rows, 100, &[(100, |ahead| f64::powi(chance, ahead as i32 + 1))])[0]
+        let chances = (1..=MOST_GUESSED as i32).map(|ahead| chance.powi(ahead)).collect();
+        depths(Speculation::Auto, cost, rows, 100, &[chances])[0]
     }
 
     #[test]
@@ -168,9 +180,12 @@ mod tests {
     #[test]
     fn rows_have_a_bound() {
         let cost = measured(10.0, 0.1);
-        let sure = |_| 1.0;
-        assert_eq!(depths(&cost, 3, 5, &[(9, sure), (1, sure), (9, sure)]), [2, 1, 2]);
-        assert_eq!(depths(&cost, 3, 0, &[(9, sure)]), [0]);
+        let sure = |length| vec![1.0; length];
+        for speculation in [Speculation::Auto, Speculation::Always] {
+            assert_eq!(depths(speculation, &cost, 3, 5, &[sure(9), sure(1), sure(0), sure(9)]), [2, 1, 0, 2]);
+            assert_eq!(depths(speculation, &cost, 3, 0, &[sure(9)]), [0]);
+        }
+        assert_eq!(depths(Speculation::Off, &cost, 3, 5, &[sure(9)]), [0]);
     }
 
     #[test]

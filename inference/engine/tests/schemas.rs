@@ -10,7 +10,8 @@ use std::{
 
 use parlance_inference_engine::{
     Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent,
-    GenerateRequest, Lane, LaneInput, PreparedPrompt, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
+    GenerateRequest, Lane, LaneInput, PreparedPrompt, Replica, ReplicaInfo, Sampling, Speculation, TextCodec, TokenId,
+    TokenModel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -176,8 +177,8 @@ impl TokenModel for RandomModel {
             let lane = &mut self.blocks[self.places[input.lane] as usize];
             lane.truncate(input.start);
             lane.extend_from_slice(input.tokens);
-            if input.logits > 0 {
-                logits.extend(row(lane));
+            for length in lane.len() + 1 - input.logits..=lane.len() {
+                logits.extend(row(&lane[..length]));
             }
         }
         Ok(())
@@ -198,13 +199,17 @@ fn closes(token: TokenId) -> bool {
 }
 
 fn replica() -> EngineReplica {
+    replica_with(Speculation::default())
+}
+
+fn replica_with(speculation: Speculation) -> EngineReplica {
     let (name, digest, numerics) = ("random".into(), "d".into(), "n".into());
     let info = ReplicaInfo { name, digest, numerics, context_tokens: CONTEXT as u32 };
     let codec = Codec { info, bytes: (0..=END).map(bytes).collect() };
     Engine::start(
-        Box::new(RandomModel { blocks: vec![Vec::new(); LANES], places: vec![0; LANES] }),
+        Box::new(RandomModel { blocks: vec![Vec::new(); LANES], places: (0..LANES as Block).collect() }),
         Arc::new(codec),
-        EngineOptions::default(),
+        EngineOptions { speculation, ..EngineOptions::default() },
     )
 }
 
@@ -289,6 +294,19 @@ fn every_reply_that_was_not_cut_is_valid() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Constants have one answer; nearly everything else has as many as there are seeds.
     assert!(distinct.len() as u64 > 60 * SEEDS, "the random model says the same again and again: {}", distinct.len());
+}
+
+#[test]
+fn guessing_ahead_changes_no_reply() {
+    // Where keys and brackets are forced, texts repeat themselves, random as the model is.
+    let [plain, guessing] = [Speculation::Off, Speculation::Always].map(replica_with);
+    for Named { name, schema } in schemas() {
+        let asked =
+            |replica| [1, 2].map(|seed| ask(replica, &schema, seed, &[]).unwrap_or_else(|error| panic!("{error}")));
+        for (plain, guessed) in asked(&plain).into_iter().zip(asked(&guessing)) {
+            assert_eq!(wait(guessed).ids, wait(plain).ids, "{name}");
+        }
+    }
 }
 
 #[test]

@@ -78,8 +78,11 @@ impl Subject {
 fn start_node(precision: &str) -> Running {
     let place = Place::new();
     let source = fs::canonicalize(model_file()).expect("the model was fetched");
-    let config =
-        format!("[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\n", source.display());
+    // Nothing is kept for later prompts, as the peers are asked to keep nothing.
+    let config = format!(
+        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\nkept_tokens = 0\n",
+        source.display()
+    );
     let config = place.file("parlance.toml", config);
     let mut up = place.parlance();
     up.args(["up", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data").arg(place.data());

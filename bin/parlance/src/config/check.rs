@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     net::SocketAddr,
     ops::RangeInclusive,
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
-use parlance_inference_model::Precision;
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -231,6 +232,18 @@ impl Reader {
         None
     }
 
+    /// A word of a model's section; the default where it is not given, or unknown, which is told.
+    fn model_choice<T: FromStr<Err: Display> + Default>(&mut self, name: &str, key: &str) -> T {
+        let path = ["models", name, key].map(str::to_owned).to_vec();
+        let Some(Raw::Text(text)) = self.settings.get(&path).map(|setting| setting.raw.clone()) else {
+            return T::default();
+        };
+        text.parse().unwrap_or_else(|problem| {
+            self.problems.push(format!("models.{name}.{key} = \"{text}\" {problem}"));
+            T::default()
+        })
+    }
+
     fn model(&mut self, name: &str) -> Option<ModelConfig> {
         let path = |key: &str| vec!["models".to_owned(), name.to_owned(), key.to_owned()];
         let shown = |key: &str| format!("models.{name}.{key}");
@@ -245,13 +258,8 @@ impl Reader {
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
         let cache_tokens = self.model_integer(name, "cache_tokens", 64..=1 << 30);
         let kept_tokens = self.model_integer(name, "kept_tokens", 0..=1 << 30);
-        let precision = match raw(self, "precision") {
-            Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
-                self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
-                Precision::default()
-            }),
-            _ => Precision::default(),
-        };
+        let precision = self.model_choice(name, "precision");
+        let speculation = self.model_choice(name, "speculation");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
@@ -275,6 +283,7 @@ impl Reader {
                 context_tokens,
                 cache_tokens,
                 kept_tokens,
+                speculation,
             }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));

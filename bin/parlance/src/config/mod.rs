@@ -16,6 +16,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
+use parlance_inference_engine::Speculation;
 use parlance_inference_model::Precision;
 
 use self::layers::Layers;
@@ -105,6 +106,7 @@ pub(crate) struct ModelConfig {
     pub(crate) cache_tokens: Option<usize>,
     /// Tokens that stay in memory for later requests, if not the engine's default.
     pub(crate) kept_tokens: Option<usize>,
+    pub(crate) speculation: Speculation,
 }
 
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.

@@ -49,6 +49,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.context_tokens", Kind::Integer),
     ("models.*.cache_tokens", Kind::Integer),
     ("models.*.kept_tokens", Kind::Integer),
+    ("models.*.speculation", Kind::Text),
     ("models.*.pinned", Kind::Flag),
     ("limits.connections", Kind::Integer),
     ("limits.websockets", Kind::Integer),

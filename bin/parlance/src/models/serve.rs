@@ -73,7 +73,7 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
 }
 
 fn engine_options(model: &ModelConfig) -> EngineOptions {
-    EngineOptions { kept_tokens: model.kept_tokens, ..EngineOptions::default() }
+    EngineOptions { kept_tokens: model.kept_tokens, speculation: model.speculation, ..EngineOptions::default() }
 }
 
 fn inspect(path: &Path) -> Result<(), Failure> {
@@ -90,6 +90,7 @@ fn load_weights(
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
     let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
-    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
+    let (weight_bytes, cache_bytes) = (loaded.model.weight_bytes(), loaded.model.cache_bytes());
+    tracing::info!(model = %options.name, numerics, weight_bytes, most_cache_bytes = cache_bytes, "model loaded");
     Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, engine)))
 }

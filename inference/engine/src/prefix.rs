@@ -276,11 +276,11 @@ impl PrefixTree {
     }
 }
 
+/// A node among its siblings.
+type Sibling = (Arc<[TokenId]>, Block);
+
 /// What stands before a key, and what stands at it or behind.
-fn neighbours(
-    siblings: &Children,
-    key: &[TokenId],
-) -> (Option<(Arc<[TokenId]>, Block)>, Option<(Arc<[TokenId]>, Block)>) {
+fn neighbours(siblings: &Children, key: &[TokenId]) -> (Option<Sibling>, Option<Sibling>) {
     let owned = |(tokens, block): (&Arc<[TokenId]>, &Block)| (tokens.clone(), *block);
     let before = siblings.range::<[TokenId], _>((Bound::Unbounded, Bound::Excluded(key))).next_back();
     let after = siblings.range::<[TokenId], _>((Bound::Included(key), Bound::Unbounded)).next();

@@ -60,7 +60,7 @@ pub trait TokenModel: Send {
     /// input wants, in order of inputs and positions, into `logits` (cleared first).
     ///
     /// Invariant: a lane's result depends on that lane's tokens alone, bit for bit, whatever else is in the batch and however
-    /// the tokens are cut into steps.
+    /// the tokens are cut into steps. Models whose numerics class begins with `tensor-` hold this but for rounding.
     ///
     /// # Errors
     ///

@@ -1,13 +1,14 @@
 //! The keys and values of all sequences: allocated once, in blocks that lanes hold alone or share, written in place, read where they lie.
 
 use memmap2::MmapMut;
-use parlance_inference_engine::{Block, BlockCopy, Lane};
-use parlance_inference_kernels::attention::{HeadCache, KEY_BLOCK, write_key};
+use parlance_inference_engine::{BlockCopy, Lane};
+use parlance_inference_kernels::attention::{HeadCache, write_key};
 
-use crate::{ModelError, config::LlamaConfig};
-
-/// Positions in a block: what the kernel reads at once.
-pub(crate) const BLOCK_TOKENS: usize = KEY_BLOCK;
+use crate::{
+    ModelError,
+    blocks::{BLOCK_TOKENS, BlockTables, Capacity},
+    config::LlamaConfig,
+};
 
 /// The cache of every block, layer and head, and which blocks are which lane's.
 ///
@@ -19,44 +20,26 @@ pub(crate) struct KvCache {
     layers: usize,
     heads: usize,
     head: usize,
-    blocks: usize,
-    /// The blocks of each lane, in order of their positions.
-    tables: Vec<Vec<Block>>,
-    /// How many positions of each block are written.
-    filled: Vec<usize>,
-}
-
-/// How large a cache is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Capacity {
-    pub(crate) lanes: usize,
-    /// The most positions of one lane.
-    pub(crate) context: usize,
-    /// Positions of all lanes together, shared ones counted once; at least `context`.
-    pub(crate) tokens: usize,
+    pub(crate) tables: BlockTables,
 }
 
 impl KvCache {
-    /// Reserves the memory. A lane begins with blocks of its own, as many as there are for it.
+    /// Reserves the memory.
     ///
     /// # Errors
     ///
     /// [`ModelError::Capacity`] if that is more than the address space or the system's limit.
     pub(crate) fn new(config: &LlamaConfig, capacity: Capacity) -> Result<Self, ModelError> {
-        let Capacity { lanes, context, tokens } = capacity;
+        let Capacity { lanes, tokens, .. } = capacity;
         let refused = |why: String| ModelError::Capacity {
             problem: format!("the keys and values of {tokens} tokens in {lanes} lanes cannot be kept: {why}"),
         };
         let too_many = || refused("they are more than memory can be".to_owned());
-        let blocks = tokens.max(context).div_ceil(BLOCK_TOKENS);
-        let bytes = blocks.checked_mul(BLOCK_TOKENS).and_then(|tokens| tokens.checked_mul(bytes_per_token(config)));
-        let bytes = bytes.filter(|_| u32::try_from(blocks).is_ok()).ok_or_else(too_many)?;
+        let blocks = capacity.blocks().ok_or_else(too_many)?;
+        let bytes = bytes_per_token(config).checked_mul(blocks * BLOCK_TOKENS).ok_or_else(too_many)?;
         let memory = MmapMut::map_anon(bytes).map_err(|error| refused(format!("{} MiB: {error}", bytes >> 20)))?;
-        let per_lane = context.div_ceil(BLOCK_TOKENS);
-        let own = |lane: usize| (lane * per_lane..(lane + 1) * per_lane).filter(|block| *block < blocks);
-        let tables = (0..lanes).map(|lane| own(lane).map(|block| block as Block).collect()).collect();
         let (layers, heads, head) = (config.layers, config.kv_heads, config.head);
-        Ok(Self { memory, layers, heads, head, blocks, tables, filled: vec![0; blocks] })
+        Ok(Self { memory, layers, heads, head, tables: BlockTables::new(capacity, blocks) })
     }
 
     /// How much memory all blocks take when full.
@@ -64,49 +47,21 @@ impl KvCache {
         self.memory.len()
     }
 
-    pub(crate) fn lanes(&self) -> usize {
-        self.tables.len()
-    }
-
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Says where the positions of a lane lie from now on.
-    pub(crate) fn place(&mut self, lane: Lane, blocks: &[Block]) {
-        self.tables[lane].clear();
-        self.tables[lane].extend_from_slice(blocks);
-    }
-
-    /// Whether every position of a lane before `start` is written and those before `end` have a place.
-    pub(crate) fn fits(&self, lane: Lane, start: usize, end: usize) -> bool {
-        let table = &self.tables[lane];
-        let written = |at: usize| self.filled[table[at] as usize] >= BLOCK_TOKENS.min(start - at * BLOCK_TOKENS);
-        end <= table.len() * BLOCK_TOKENS && (0..start.div_ceil(BLOCK_TOKENS)).all(written)
-    }
-
-    /// Notes that a lane's positions from `start` to `end` are written.
-    pub(crate) fn fill(&mut self, lane: Lane, start: usize, end: usize) {
-        for at in start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
-            self.filled[self.tables[lane][at] as usize] = BLOCK_TOKENS.min(end - at * BLOCK_TOKENS);
-        }
-    }
-
     /// Copies the beginning of a block.
     pub(crate) fn copy(&mut self, copy: BlockCopy) {
-        let BlockCopy { from, to, positions } = copy;
+        let BlockCopy { from, to, .. } = copy;
         let (size, stride) = (BLOCK_TOKENS * self.head, self.stride());
         let floats: &mut [f32] = bytemuck::cast_slice_mut(&mut self.memory);
         // Of values the beginning would do, of keys it lies all over the block.
         for all in floats.chunks_exact_mut(stride) {
             all.copy_within(from as usize * size..(from as usize + 1) * size, to as usize * size);
         }
-        self.filled[to as usize] = positions;
+        self.tables.copied(copy);
     }
 
     /// Keeps one position of one head.
     pub(crate) fn write(&mut self, place: HeadPlace, position: usize, key: &[f32], value: &[f32]) {
-        let (block, within) = (self.tables[place.lane][position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
+        let (block, within) = (self.tables.of(place.lane)[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
         let (begin, stride, size) = (self.begin(place), self.stride(), BLOCK_TOKENS * self.head);
         let floats: &mut [f32] = bytemuck::cast_slice_mut(&mut self.memory);
         write_key(&mut floats[begin + block * size..][..size], within, key);
@@ -118,12 +73,12 @@ impl KvCache {
         let (begin, stride) = (self.begin(place), self.stride());
         let floats: &[f32] = bytemuck::cast_slice(&self.memory);
         let (keys, values) = floats[begin..begin + 2 * stride].split_at(stride);
-        HeadCache { keys, values, blocks: &self.tables[place.lane], dimension: self.head, first: 0 }
+        HeadCache { keys, values, blocks: self.tables.of(place.lane), dimension: self.head, first: 0 }
     }
 
     /// Floats of the keys or the values of one head.
     fn stride(&self) -> usize {
-        self.blocks * BLOCK_TOKENS * self.head
+        self.tables.blocks() * BLOCK_TOKENS * self.head
     }
 
     fn begin(&self, place: HeadPlace) -> usize {

@@ -4,8 +4,9 @@ use burn::tensor::Tensor;
 use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
 
 use crate::{
+    blocks::{BLOCK_TOKENS, BlockTables},
     config::LlamaConfig,
-    kv::{BLOCK_TOKENS, KvCache},
+    kv::KvCache,
     ops::{self, Layers, Place, Workspace},
     rope::Rope,
     weights::Weights,
@@ -53,7 +54,7 @@ impl LlamaModel {
         inputs: &[LaneInput<'_>],
         mut visit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), EngineError> {
-        self.check(inputs)?;
+        check_inputs(inputs, &self.cache.tables, self.context, self.config.vocabulary)?;
         let hidden = self.forward(inputs);
         let numbers =
             inputs.iter().enumerate().flat_map(|(at, input)| (0..input.tokens.len()).map(move |token| (at, token)));
@@ -81,7 +82,7 @@ impl LlamaModel {
             x = layers.layer(x, number, layer);
         }
         for input in inputs {
-            self.cache.fill(input.lane, input.start, input.start + input.tokens.len());
+            self.cache.tables.fill(input.lane, input.start, input.start + input.tokens.len());
         }
         x
     }
@@ -93,34 +94,11 @@ impl LlamaModel {
         let norm = (&self.weights.output_norm[..], self.config.rms_epsilon);
         ops::logits(hidden, rows, norm, self.weights.output(), &mut self.workspace, logits);
     }
-
-    /// Refuses inputs that would read or write what is not the lane's own.
-    fn check(&self, inputs: &[LaneInput<'_>]) -> Result<(), EngineError> {
-        let mut seen = vec![false; self.cache.lanes()];
-        for input in inputs {
-            let LaneInput { lane, start, tokens, logits } = *input;
-            if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
-                return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
-            }
-            let count = tokens.len();
-            if count == 0 || count > self.context.saturating_sub(start) || !self.cache.fits(lane, start, start + count)
-            {
-                return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}")));
-            }
-            if logits > count {
-                return Err(failed(format!("{logits} rows of logits are wanted of {count} tokens")));
-            }
-            if let Some(token) = tokens.iter().find(|token| **token as usize >= self.config.vocabulary) {
-                return Err(failed(format!("there is no token {token}")));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl TokenModel for LlamaModel {
     fn lanes(&self) -> usize {
-        self.cache.lanes()
+        self.cache.tables.lanes()
     }
 
     fn block_tokens(&self) -> usize {
@@ -128,11 +106,11 @@ impl TokenModel for LlamaModel {
     }
 
     fn blocks(&self) -> usize {
-        self.cache.blocks()
+        self.cache.tables.blocks()
     }
 
     fn place(&mut self, lane: Lane, blocks: &[Block]) {
-        self.cache.place(lane, blocks);
+        self.cache.tables.place(lane, blocks);
     }
 
     fn copy(&mut self, copy: BlockCopy) {
@@ -148,7 +126,7 @@ impl TokenModel for LlamaModel {
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.check(inputs)?;
+        check_inputs(inputs, &self.cache.tables, self.context, self.config.vocabulary)?;
         if inputs.is_empty() {
             logits.clear();
             return Ok(());
@@ -174,6 +152,33 @@ fn wanted_rows(inputs: &[LaneInput<'_>]) -> Vec<usize> {
     rows.collect()
 }
 
-fn failed(what: impl Into<String>) -> EngineError {
+/// Refuses inputs that would read or write what is not the lane's own.
+pub(crate) fn check_inputs(
+    inputs: &[LaneInput<'_>],
+    tables: &BlockTables,
+    context: usize,
+    vocabulary: usize,
+) -> Result<(), EngineError> {
+    let mut seen = vec![false; tables.lanes()];
+    for input in inputs {
+        let LaneInput { lane, start, tokens, logits } = *input;
+        if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
+            return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
+        }
+        let count = tokens.len();
+        if count == 0 || count > context.saturating_sub(start) || !tables.fits(lane, start, start + count) {
+            return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}")));
+        }
+        if logits > count {
+            return Err(failed(format!("{logits} rows of logits are wanted of {count} tokens")));
+        }
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(failed(format!("there is no token {token}")));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn failed(what: impl Into<String>) -> EngineError {
     EngineError::ModelFailed(what.into())
 }

@@ -12,6 +12,8 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
+use parlance_inference_engine::Speculation;
+use parlance_inference_model::{DeviceChoice, Precision};
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -258,8 +260,9 @@ impl Reader {
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
         let cache_tokens = self.model_integer(name, "cache_tokens", 64..=1 << 30);
         let kept_tokens = self.model_integer(name, "kept_tokens", 0..=1 << 30);
-        let precision = self.model_choice(name, "precision");
-        let speculation = self.model_choice(name, "speculation");
+        let precision = self.model_choice::<Precision>(name, "precision");
+        let device = self.model_choice::<DeviceChoice>(name, "device");
+        let speculation = self.model_choice::<Speculation>(name, "speculation");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
@@ -278,6 +281,7 @@ impl Reader {
                 source,
                 replicas,
                 pinned,
+                device,
                 precision,
                 lanes,
                 context_tokens,

@@ -11,12 +11,12 @@ fn prompt(seed: u32, length: usize) -> Vec<TokenId> {
 }
 
 /// The rows of logits behind every token, one after the other.
-fn rows(model: &mut LlamaModel, tokens: &[TokenId]) -> Vec<Vec<f32>> {
+fn rows(model: &mut Model, tokens: &[TokenId]) -> Vec<Vec<f32>> {
     all_rows(model, &[LaneInput { lane: 0, start: 0, tokens, logits: 1 }])
 }
 
 /// The rows behind the last `logits` tokens, from position `start` on.
-fn step(model: &mut LlamaModel, lane: usize, start: usize, tokens: &[TokenId], logits: usize) -> Vec<Vec<f32>> {
+fn step(model: &mut Model, lane: usize, start: usize, tokens: &[TokenId], logits: usize) -> Vec<Vec<f32>> {
     let mut found = Vec::new();
     let input = LaneInput { lane, start, tokens: &tokens[start..], logits };
     model.step(&[input], &mut found).expect("the step succeeds");

@@ -40,9 +40,11 @@ impl KvTensors {
         let blocks = capacity.blocks();
         let slots = blocks.and_then(|blocks| (blocks * config.kv_heads).checked_add(1));
         let bytes = slots.and_then(|slots| slots.checked_mul(2 * config.layers * BLOCK_TOKENS * config.head * 4));
-        let (Some(blocks), Some(slots), Some(_)) = (blocks, slots, bytes.filter(|&bytes| bytes <= isize::MAX as usize)) else {
+        let (Some(blocks), Some(slots), Some(_)) = (blocks, slots, bytes.filter(|&bytes| bytes <= isize::MAX as usize))
+        else {
             let Capacity { lanes, tokens, .. } = capacity;
-            let problem = format!("the keys and values of {tokens} tokens in {lanes} lanes are more than memory can be");
+            let problem =
+                format!("the keys and values of {tokens} tokens in {lanes} lanes are more than memory can be");
             return Err(ModelError::Capacity { problem });
         };
         let tables = BlockTables::new(capacity, blocks);

@@ -86,11 +86,11 @@ impl World {
         *computed = self.pool.catch_up(sequence, tokens, *computed);
         let end = tokens.len().min(*computed + count);
         self.pool.extend(sequence, end);
-        for at in *computed..end {
+        for (at, token) in tokens.iter().enumerate().take(end).skip(*computed) {
             let block = &mut self.blocks[sequence.table[at / SIZE] as usize];
             block.truncate(at % SIZE);
             assert_eq!(block.len(), at % SIZE, "a hole");
-            block.push((tenant, tokens[at]));
+            block.push((tenant, *token));
         }
         *computed = end;
         self.pool.publish(sequence, &tokens[..end]);
@@ -187,7 +187,7 @@ fn as_much_is_found_as_was_computed_and_no_more() {
         assert_eq!(world.admit(tenant, tokens.clone(), 0), Some(best), "request {request}");
         let number = world.running.len() - 1;
         world.compute(number, tokens.len(), 0);
-        if dice % 2 == 0 {
+        if dice.is_multiple_of(2) {
             world.release(number);
             computed.push((tenant, tokens));
         } else {

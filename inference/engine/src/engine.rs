@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
 use crate::{
-    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt,
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
     PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, TextCodec, TokenId, TokenModel,
     grammar::GrammarCompiler,
+    lifeline::Life,
     load::Load,
     metrics::ReplicaMetrics,
     queue::Job,
@@ -59,7 +58,7 @@ impl Engine {
     ///
     /// An error or a panic of the model fails the requests of that step and forgets all caches; the engine goes on. It ends, and
     /// tells every request so, when the model returns [`EngineError::Stopped`] or fails three steps in a row. Once the replica
-    /// is dropped, the thread answers what it has taken on and ends.
+    /// is dropped, the thread answers what it has taken on and ends; its [`Lifeline`] ends it sooner.
     ///
     /// Where the system refuses a thread or the model has no lanes or too few blocks for its context, the replica is stopped from the beginning.
     pub fn start(model: Box<dyn TokenModel>, codec: Arc<dyn TextCodec>, options: EngineOptions) -> EngineReplica {
@@ -68,16 +67,16 @@ impl Engine {
         let shape = ModelShape::of(&*model);
         let retry_after = Arc::new(AtomicU64::new(0));
         let (inbox, jobs) = channel();
-        let (alive, stopped) = watch::channel(());
+        let (lifeline, life) = Lifeline::new();
         let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone());
-        let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), _alive: alive };
+        let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), life };
         let name = format!("engine {}", codec.info().name);
         let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.is_usable()));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
         let queue = options.queue.max(1);
-        EngineReplica { codec, shape, queue, compiler: OnceLock::new(), load, retry_after, inbox, stopped }
+        EngineReplica { codec, shape, queue, compiler: OnceLock::new(), load, retry_after, inbox, lifeline }
     }
 }
 
@@ -92,25 +91,10 @@ pub struct EngineReplica {
     /// In milliseconds, as of the last step.
     retry_after: Arc<AtomicU64>,
     inbox: Sender<Job>,
-    stopped: watch::Receiver<()>,
+    lifeline: Lifeline,
 }
 
 impl EngineReplica {
-    /// Whether the engine has ended. It never starts again: its supervisor starts another.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.has_changed().is_err()
-    }
-
-    /// Waits until the engine has ended.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future and waiting anew loses nothing.
-    pub async fn stopped(&self) {
-        let mut stopped = self.stopped.clone();
-        while stopped.changed().await.is_ok() {}
-    }
-
     /// Refuses what no step could compute, where it would take neighbours along.
     fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
         let prompt = request.prompt.tokens.len();
@@ -172,7 +156,7 @@ impl Replica for EngineReplica {
     /// [`EngineError::Template`] (it is empty) or [`EngineError::ModelFailed`] (it holds tokens of another vocabulary).
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
         self.check(&request)?;
-        if self.is_stopped() {
+        if self.lifeline.is_ended() {
             return Err(EngineError::Stopped);
         }
         let place = self.load.wait(self.queue);
@@ -186,16 +170,20 @@ impl Replica for EngineReplica {
     fn load(&self) -> ReplicaLoad {
         self.load.now()
     }
+
+    fn lifeline(&self) -> Lifeline {
+        self.lifeline.clone()
+    }
 }
 
-/// What the thread owns. Dropping it, however the thread ends, drops all sinks and says that the engine has stopped.
+/// What the thread owns. Dropping it, however the thread ends, drops all sinks and the model, and then says that the engine has ended.
 struct EngineThread {
     scheduler: Scheduler,
     model: Box<dyn TokenModel>,
     /// Bounded by the places that jobs hold.
     jobs: Receiver<Job>,
     retry_after: Arc<AtomicU64>,
-    _alive: watch::Sender<()>,
+    life: Life,
 }
 
 impl EngineThread {
@@ -206,6 +194,9 @@ impl EngineThread {
         let mut open = true;
         loop {
             open &= self.take_jobs();
+            if self.life.is_cut() {
+                return self.scheduler.end_all();
+            }
             match self.scheduler.step(&mut *self.model, Instant::now) {
                 Step::Worked => {
                     let retry_after = self.scheduler.time_to_next_lane().as_millis() as u64;

@@ -8,6 +8,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod grammar;
+mod lifeline;
 mod load;
 mod logprobs;
 mod lookup;
@@ -31,6 +32,7 @@ mod window;
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
+pub use lifeline::Lifeline;
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Block, BlockCopy, Lane, LaneInput, TextCodec, TokenModel};

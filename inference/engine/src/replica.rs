@@ -5,7 +5,7 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget};
+use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt, PromptBudget};
 
 /// What a replica serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,8 @@ pub struct ReplicaInfo {
     pub context_tokens: u32,
 }
 
-/// One loaded model that answers requests: an engine thread over real weights, or the scripted twin.
+/// One loaded model that answers requests: an engine thread over real weights, or the scripted twin. Once nobody holds it any more, it
+/// finishes what it has taken on and ends.
 pub trait Replica: Send + Sync + 'static {
     /// What it serves.
     fn info(&self) -> &ReplicaInfo;
@@ -49,6 +50,9 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Requests that run or wait.
     fn load(&self) -> ReplicaLoad;
+
+    /// Watches its end.
+    fn lifeline(&self) -> Lifeline;
 }
 
 /// How busy a replica is.

@@ -39,6 +39,7 @@ impl Node {
         let permit = self.services.stateless.admit(&request.tenant)?;
         let guards = &self.services.guards;
         let reviewed = Reviewed::new(guards, &request.tenant, request.input.iter().collect())?;
+        self.services.models.fetch(&request.options.model).await?;
         let planned = self.services.models.plan_stateless(Stateless {
             tenant: &request.tenant,
             input: &reviewed.messages(),
@@ -49,9 +50,9 @@ impl Node {
         })?;
         let writer = TurnWriter::new();
         let mut stream = writer.watch(0);
-        let sink = Sink { writer, turn: request.id, model: planned.tag, _permit: permit };
+        let sink = Sink { writer, turn: request.id, model: planned.tag.clone(), _permit: permit };
         let sink = Guarded::new(guards, &request.tenant, sink);
-        let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+        let handle = planned.start(Box::new(sink))?;
         stream.cancel_on_drop(handle);
         Ok(stream)
     }

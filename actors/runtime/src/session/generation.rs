@@ -183,7 +183,9 @@ async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter
     let planned = loop {
         match services.models.plan(services.clock, tenant, &order, &messages) {
             // A model that is loading, as after every start, answers when it is there; the turn's deadline ends the wait.
-            Err(Refusal::ModelNotReady { .. }) if !reporter.is_cancelled() => time::sleep(MODEL_POLL).await,
+            Err(refusal) if services.models.may_come(&order.options.model, &refusal) && !reporter.is_cancelled() => {
+                time::sleep(MODEL_POLL).await;
+            }
             planned => break planned?,
         }
     };
@@ -198,7 +200,7 @@ async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter
     let taken = Arc::new(AtomicBool::new(false));
     let sink = Sink { reporter: reporter.clone(), ended: false, taken: taken.clone() };
     let sink = Guarded::new(&services.guards, tenant, sink);
-    let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+    let handle = planned.start(Box::new(sink))?;
     reporter.report(Event::Cancellable(handle));
     if taken.swap(true, Ordering::Relaxed) {
         reporter.report(Event::Failed(broke_off("the model worker stopped")));

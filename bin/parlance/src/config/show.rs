@@ -33,7 +33,8 @@ fn rows(config: &Config) -> Vec<Row> {
         rows.push((section.clone(), "kept_tokens", json!(model.kept_tokens)));
         rows.push((section.clone(), "speculation", json!(model.speculation.to_string())));
         rows.push((section.clone(), "replicas", json!(model.replicas)));
-        rows.push((section, "pinned", json!(model.pinned)));
+        rows.push((section.clone(), "pinned", json!(model.pinned)));
+        rows.push((section, "preload", json!(model.preload)));
     }
     rows.extend(limits(config).map(|(key, value)| ("limits".into(), key, value)));
     rows.push(("auth".into(), "api_key_file", json!(config.api_key_file)));
@@ -68,6 +69,10 @@ fn limits(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
         ("projection_lag", json!(node.projection_lag)),
         ("history_bytes", json!(node.history_bytes)),
         ("stateless", json!(node.stateless)),
+        ("model_memory_mib", json!(config.limits.memory.budget_bytes >> 20)),
+        ("evict_idle_models", json!(config.limits.memory.evict_idle)),
+        ("model_wait_s", json!(node.model_wait.as_secs())),
+        ("model_drain_s", json!(node.model_drain.as_secs())),
     ]
     .into_iter()
 }

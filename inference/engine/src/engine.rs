@@ -39,7 +39,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 256, step_tokens: 256, prefill_chunk: 64, kept_tokens: None }
+        Self { queue: 256, step_tokens: 256, prefill_chunk: 128, kept_tokens: None }
     }
 }
 

@@ -2,13 +2,20 @@
 
 use memmap2::MmapMut;
 use parlance_inference_engine::{BlockCopy, Lane};
-use parlance_inference_kernels::attention::{HeadCache, write_key};
+use parlance_inference_kernels::{
+    attention::{HeadCache, write_key},
+    team,
+};
 
 use crate::{
     ModelError,
     blocks::{BLOCK_TOKENS, BlockTables, Capacity},
     config::LlamaConfig,
+    ops::Place,
 };
+
+/// Rows from which on several threads write: fewer take no longer than another thread takes to begin.
+const LEAST_SHARED_ROWS: usize = 8;
 
 /// The cache of every block, layer and head, and which blocks are which lane's.
 ///
@@ -59,31 +66,46 @@ impl KvCache {
         self.tables.copied(copy);
     }
 
-    /// Keeps one position of one head.
-    pub(crate) fn write(&mut self, place: HeadPlace, position: usize, key: &[f32], value: &[f32]) {
-        let (block, within) = (self.tables.of(place.lane)[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
-        let (begin, stride, size) = (self.begin(place), self.stride(), BLOCK_TOKENS * self.head);
+    /// Keeps one layer's keys and values of a step: `of(row, head)` gives both, `places` where they belong.
+    pub(crate) fn write<'a>(
+        &mut self,
+        layer: usize,
+        places: &[Place],
+        of: impl Fn(usize, usize) -> (&'a [f32], &'a [f32]) + Sync,
+    ) {
+        let (stride, size, tables) = (self.stride(), BLOCK_TOKENS * self.head, &self.tables);
         let floats: &mut [f32] = bytemuck::cast_slice_mut(&mut self.memory);
-        write_key(&mut floats[begin + block * size..][..size], within, key);
-        floats[begin + stride + block * size + within * value.len()..][..value.len()].copy_from_slice(value);
+        let of_layer = &mut floats[layer * self.heads * 2 * stride..][..self.heads * 2 * stride];
+        let write_head = |head: usize, memory: &mut [f32]| {
+            let (keys, values) = memory.split_at_mut(stride);
+            for (row, place) in places.iter().enumerate() {
+                let (block, within) = (place.position / BLOCK_TOKENS, place.position % BLOCK_TOKENS);
+                let begin = tables.of(place.lane)[block] as usize * size;
+                let (key, value) = of(row, head);
+                write_key(&mut keys[begin..][..size], within, key);
+                values[begin + within * value.len()..][..value.len()].copy_from_slice(value);
+            }
+        };
+        if places.len() < LEAST_SHARED_ROWS {
+            of_layer.chunks_exact_mut(2 * stride).enumerate().for_each(|(head, memory)| write_head(head, memory));
+        } else {
+            team::each_chunk(of_layer, 2 * stride, write_head);
+        }
     }
 
     /// Keys and values of one head.
     pub(crate) fn head(&self, place: HeadPlace) -> HeadCache<'_> {
-        let (begin, stride) = (self.begin(place), self.stride());
+        debug_assert!(place.layer < self.layers);
+        let stride = self.stride();
+        let begin = (place.layer * self.heads + place.head) * 2 * stride;
         let floats: &[f32] = bytemuck::cast_slice(&self.memory);
         let (keys, values) = floats[begin..begin + 2 * stride].split_at(stride);
-        HeadCache { keys, values, blocks: self.tables.of(place.lane), dimension: self.head, first: 0 }
+        HeadCache { keys, values, blocks: self.tables.of(place.lane), dimension: self.head }
     }
 
     /// Floats of the keys or the values of one head.
     fn stride(&self) -> usize {
         self.tables.blocks() * BLOCK_TOKENS * self.head
-    }
-
-    fn begin(&self, place: HeadPlace) -> usize {
-        debug_assert!(place.layer < self.layers);
-        (place.layer * self.heads + place.head) * 2 * self.stride()
     }
 }
 

@@ -35,6 +35,7 @@ test: services ## Build everything and pass all tests
 	$(CARGO) test --release --workspace --no-run --features parlance/planted-bugs --test cli
 	$(CARGO) test --release --workspace --no-run
 	target/release/parlance model fetch
+	target/release/parlance model fetch all-minilm-l6-v2
 	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log
 	@.ci/count target/test.log
 

@@ -126,6 +126,7 @@ impl From<Refusal> for ApiError {
             Refusal::ContextExceeded(_) | Refusal::Engine(EngineError::ContextExceeded { .. }) => {
                 error.about("messages")
             }
+            Refusal::Engine(EngineError::TextTooLong { .. } | EngineError::Texts(_)) => error.about("input"),
             Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } => error.about("model"),
             Refusal::Engine(EngineError::Template(_)) => Self::invalid(Some("messages".into()), error.message),
             Refusal::Overloaded { retry_after, .. } | Refusal::Engine(EngineError::QueueFull { retry_after }) => {
@@ -145,9 +146,13 @@ fn status(refusal: &Refusal) -> StatusCode {
         Refusal::InvalidValue { .. }
         | Refusal::ContextExceeded(_)
         | Refusal::Blocked { .. }
-        | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_) | EngineError::Schema(_)) => {
-            StatusCode::BAD_REQUEST
-        }
+        | Refusal::Engine(
+            EngineError::ContextExceeded { .. }
+            | EngineError::TextTooLong { .. }
+            | EngineError::Texts(_)
+            | EngineError::Template(_)
+            | EngineError::Schema(_),
+        ) => StatusCode::BAD_REQUEST,
         Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } | Refusal::SessionNotFound => {
             StatusCode::NOT_FOUND
         }

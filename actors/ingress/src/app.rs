@@ -18,7 +18,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::{
     api_error::ApiError,
     auth::Auth,
-    chat, conversations,
+    chat, conversations, embeddings,
     error::IngressError,
     frame::frame,
     metrics::HttpMetrics,
@@ -83,6 +83,7 @@ pub(crate) const ROUTES: &[&str] = &[
     "/v1/conversations/{id}",
     "/v1/conversations/{id}/items",
     "/v1/conversations/{id}/items/{item}",
+    "/v1/embeddings",
     "/v1/models",
     "/v1/models/{*id}",
     "/ws",
@@ -111,6 +112,7 @@ pub(crate) fn router(app: Shared) -> Router {
         )
         .route("/v1/conversations/{id}/items", get(conversations::list_items).post(conversations::add_items))
         .route("/v1/conversations/{id}/items/{item}", get(conversations::get_item))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         // A model's name may hold slashes.
         .route("/v1/models/{*id}", get(models::get))

@@ -138,7 +138,7 @@ fn is_neutral(name: &str, value: &Value) -> bool {
         ("n", Value::Number(n)) => n.as_u64() == Some(1),
         ("logprobs" | "background", Value::Bool(on)) => !on,
         ("top_logprobs", Value::Number(n)) => n.as_u64() == Some(0),
-        ("include", Value::Array(parts)) => !parts.iter().any(|part| part == "message.output_text.logprobs"),
+        ("include", Value::Array(_)) => true,
         ("logit_bias", Value::Object(bias)) => bias.is_empty(),
         ("tools" | "functions", Value::Array(tools)) => tools.is_empty(),
         ("tool_choice" | "function_call", Value::String(choice)) => choice == "none" || choice == "auto",

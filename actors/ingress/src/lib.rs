@@ -3,7 +3,7 @@
 //! ```text
 //! socket ── listener (bounds, TLS, time-outs) ── frame (id, origin, key, metrics) ── handler ── runtime
 //!                                                                                      │
-//!                                   chat · responses · conversations · websocket · operations · page
+//!                                   chat · responses · conversations · embeddings · websocket · operations · page
 //! ```
 //! Nothing here decides about sessions: a handler parses and checks a request, asks the runtime, and renders what it answers. A reply
 //! is watched through one helper, `reply`, whatever the face, so that none of them splices two texts or shows one twice.
@@ -16,6 +16,7 @@ mod body;
 mod call;
 mod chat;
 mod conversations;
+mod embeddings;
 mod error;
 mod format;
 mod frame;
@@ -24,6 +25,7 @@ mod guarded;
 mod ids;
 mod json;
 mod listener;
+mod logprobs;
 mod messages;
 mod metadata;
 mod metrics;

@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, State},
 };
 use parlance_actors_runtime::Refusal;
+use parlance_inference_engine::ModelKind;
 use parlance_inference_gateway::{GatewayError, ModelListing, ModelState};
 use serde::Serialize;
 
@@ -55,8 +56,14 @@ pub(crate) struct ModelObject {
     owned_by: &'static str,
     #[serde(flatten)]
     state: StateObject,
+    /// `chat` or `embedding`, once it is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     context_tokens: Option<u32>,
+    /// How many values its vectors have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dimensions: Option<usize>,
     aliases: Vec<String>,
 }
 
@@ -95,9 +102,18 @@ impl ModelObject {
             object: "model",
             created,
             owned_by: "parlance",
+            kind: listing.kind.map(kind_name),
+            dimensions: listing.dimensions,
             context_tokens: listing.info.map(|info| info.context_tokens),
             aliases: listing.aliases,
         }
+    }
+}
+
+fn kind_name(kind: ModelKind) -> &'static str {
+    match kind {
+        ModelKind::Chat => "chat",
+        ModelKind::Embedding => "embedding",
     }
 }
 

@@ -108,8 +108,11 @@ impl Refusal {
     /// The code of the public interface, from a closed set.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::InvalidValue { .. } | Self::Engine(EngineError::Schema(_)) => "invalid_value",
-            Self::ContextExceeded(_) | Self::Engine(EngineError::ContextExceeded { .. }) => "context_length_exceeded",
+            Self::InvalidValue { .. } | Self::Engine(EngineError::Schema(_) | EngineError::Texts(_)) => "invalid_value",
+            Self::ContextExceeded(_)
+            | Self::Engine(EngineError::ContextExceeded { .. } | EngineError::TextTooLong { .. }) => {
+                "context_length_exceeded"
+            }
             Self::ModelNotFound { .. } | Self::ModelUnloaded { .. } => "model_not_found",
             Self::SessionNotFound => "session_not_found",
             Self::IdempotencyConflict => "idempotency_conflict",

@@ -29,7 +29,9 @@ pub use error::{Refusal, StartError};
 pub use limits::Limits;
 pub use model_manager::{ModelMemory, ModelRefusal, ModelReport, ModelSpec, ModelsReport, NoRoom};
 pub use model_worker::{LoadModel, LoadProgress};
-pub use node::{ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest};
+pub use node::{
+    EmbedRequest, Embedded, ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest,
+};
 pub use parlance_actors_guard::Guards;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
 pub use supervisor::RestartPolicy;

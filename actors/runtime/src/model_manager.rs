@@ -16,7 +16,7 @@ mod state;
 
 use std::{sync::Arc, time::Duration};
 
-use parlance_inference_engine::Replica;
+use parlance_inference_engine::ModelReplica;
 use parlance_inference_gateway::ModelListing;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use thiserror::Error;
@@ -164,7 +164,7 @@ pub(crate) enum ModelManagerMessage {
 
 pub(crate) enum WorkerNews {
     Progressed(LoadProgress),
-    Loaded(Result<Arc<dyn Replica>, String>),
+    Loaded(Result<ModelReplica, String>),
     /// Its engine ended; its supervisor has it loaded again.
     Lost,
 }

@@ -1,4 +1,4 @@
-//! The owner of one loaded model replica: loads it, reports it to the model manager, and fails when its engine ends, so that its
+//! The owner of one loaded model replica, of either kind: loads it, reports it to the model manager, and fails when its engine ends, so that its
 //! supervisor has it loaded again.
 //!
 //! One per replica, spawned by the supervisor of one loading of a model. A restart loses what the engine was computing: the sinks of
@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use parlance_inference_engine::{EngineError, Replica};
+use parlance_inference_engine::{EngineError, ModelReplica};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 
@@ -26,7 +26,7 @@ pub enum LoadProgress {
 
 /// Loads a model, down to its warm-up. Runs on a thread that may block; the reason of a failure is for the operator.
 /// The argument takes the progress.
-pub type LoadModel = Arc<dyn Fn(&(dyn Fn(LoadProgress) + Sync)) -> Result<Arc<dyn Replica>, String> + Send + Sync>;
+pub type LoadModel = Arc<dyn Fn(&(dyn Fn(LoadProgress) + Sync)) -> Result<ModelReplica, String> + Send + Sync>;
 
 pub(crate) enum ModelWorkerMessage {
     Internal(Internal),
@@ -34,7 +34,7 @@ pub(crate) enum ModelWorkerMessage {
 
 pub(crate) enum Internal {
     /// The model was loaded, or not.
-    Loaded(Result<Arc<dyn Replica>, String>),
+    Loaded(Result<ModelReplica, String>),
     /// The replica's engine ended.
     Ended,
 }
@@ -109,7 +109,7 @@ impl Actor for ModelWorker {
 
 impl ModelWorkerState {
     /// A model that cannot be loaded would fail again: what is wrong is outside. So the worker stays, and its manager decides.
-    fn on_loaded(&mut self, result: Result<Arc<dyn Replica>, String>) {
+    fn on_loaded(&mut self, result: Result<ModelReplica, String>) {
         if let Ok(replica) = &result {
             let (lifeline, actor) = (replica.lifeline(), self.myself.clone());
             tokio::spawn(async move {

@@ -7,7 +7,7 @@ use std::{
 
 use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
-use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateRequest, Replica};
+use parlance_inference_engine::{CancelHandle, EmbeddingReplica, EngineError, EventSink, GenerateRequest, Replica};
 use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -171,6 +171,11 @@ impl Models {
         let tag = tag(&*replica);
         Ok(Planned { replica, request, tag })
     }
+
+    /// The replica of an embedding model that has least to do.
+    pub(crate) fn embedding(&self, model: &str) -> Result<Arc<dyn EmbeddingReplica>, Refusal> {
+        Ok(self.0.registry.route_embedding(model)?)
+    }
 }
 
 /// Compiling a format may take tenths of a second, for which no other task of a worker thread shall wait.
@@ -212,6 +217,9 @@ impl From<GatewayError> for Refusal {
             }
             GatewayError::ModelUnloaded { name } => Self::ModelUnloaded { model: name },
             GatewayError::ModelUnavailable { name, reason } => Self::ModelNotReady { model: name, reason },
+            wrong @ GatewayError::WrongKind { .. } => {
+                Self::InvalidValue { param: "model".into(), message: wrong.to_string() }
+            }
             GatewayError::InvalidValue { param, message } => {
                 Self::InvalidValue { param: param.into(), message: format!("`{param}` {message}") }
             }

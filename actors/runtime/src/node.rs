@@ -1,5 +1,6 @@
 //! One node: its services, its supervision tree, and the handle that the faces and the operator hold.
 
+mod embeddings;
 mod models;
 mod root;
 mod stateless;
@@ -26,8 +27,11 @@ use tokio::{
 
 pub use self::models::{ModelOrder, ModelSources};
 use self::root::RootArguments;
-pub use self::stateless::StatelessRequest;
 pub(crate) use self::stateless::{finish_reason, token_counts};
+pub use self::{
+    embeddings::{EmbedRequest, Embedded},
+    stateless::StatelessRequest,
+};
 use crate::{
     Limits, ModelMemory, ModelSpec, Sessions, StartError,
     admission::Admission,

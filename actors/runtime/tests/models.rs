@@ -19,7 +19,7 @@ use parlance_actors_runtime::{
 };
 use parlance_cluster_protocol::{FinishReason, GenerationOptions, Replied, Role, TurnId};
 use parlance_inference_engine::{
-    Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, Lane, LaneInput, Replica, ReplicaInfo,
+    Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, Lane, LaneInput, ModelReplica, ReplicaInfo,
     ScriptedOptions, ScriptedReplica, TextCodec, TokenId, TokenModel,
 };
 use parlance_inference_gateway::ModelState;
@@ -54,7 +54,7 @@ impl Loads {
             progress(LoadProgress::Warming);
             let replica = Arc::new(ScriptedReplica::new(script.clone()));
             loads.replicas.lock().expect("no test panicked").push(Arc::downgrade(&replica));
-            Ok(replica as Arc<dyn Replica>)
+            Ok(ModelReplica::Chat(replica))
         })
     }
 
@@ -432,7 +432,7 @@ async fn a_replica_whose_engine_ends_is_loaded_again() {
         }
         let info = ReplicaInfo { name: "a".into(), digest: String::new(), numerics: String::new(), context_tokens: 16 };
         let (model, codec) = (Box::new(Mortal(info.clone())), Arc::new(Mortal(info)));
-        Ok(Arc::new(Engine::start(model, codec, EngineOptions::default())))
+        Ok(ModelReplica::Chat(Arc::new(Engine::start(model, codec, EngineOptions::default()))))
     });
     let node = start(options(data.path(), vec![ModelSpec::new("a", load)])).await;
     let (_, outcome) = finish(node.generate(stateless("a")).await.expect("accepted")).await;

@@ -19,6 +19,22 @@ pub enum EngineError {
         /// The model's name.
         model: String,
     },
+    /// A text to embed does not fit. The caller must shorten or cut it.
+    #[error("text {text} has {tokens} tokens, but {model} reads at most {context}")]
+    TextTooLong {
+        /// The text's number in its request, from 0.
+        text: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// The most that the model reads.
+        context: u32,
+        /// The model's name.
+        model: String,
+    },
+    /// The texts to embed cannot be computed: there are none or too many, or one has no tokens or unknown ones. The caller must
+    /// correct them.
+    #[error("{0}")]
+    Texts(String),
     /// The queue is at its bound. Try again later.
     #[error("the model's queue is full")]
     QueueFull {

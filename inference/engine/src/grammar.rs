@@ -7,6 +7,8 @@
 //! The grammar sees bytes, so a reply may be cut into tokens in any way; a token that ends inside a character or a keyword is as good as
 //! another. What a keyword of the schema cannot be held to is refused when it is compiled, never ignored.
 
+mod compiler;
+mod expansion;
 mod formats;
 mod multiples;
 
@@ -23,6 +25,7 @@ use llguidance::{
 };
 use serde_json::Value;
 
+pub(crate) use self::compiler::GrammarCompiler;
 use crate::{EngineError, TokenId};
 
 /// The largest schema, in bytes of its JSON text.
@@ -48,13 +51,12 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// Compiles schemas for one vocabulary.
-pub(crate) struct GrammarCompiler(ParserFactory);
+/// Compiles schemas for one vocabulary, where and when it is called.
+struct SchemaCompiler(ParserFactory);
 
-impl GrammarCompiler {
-    /// For the tokens below `vocabulary`: the bytes that each stands for, and whether it ends a reply. Takes some tenths of a second
-    /// for a large vocabulary.
-    pub(crate) fn new<'a>(
+impl SchemaCompiler {
+    /// See [`GrammarCompiler::new`].
+    fn new<'a>(
         vocabulary: usize,
         bytes: impl Fn(TokenId) -> &'a [u8],
         is_end: impl Fn(TokenId) -> bool,
@@ -79,7 +81,7 @@ impl GrammarCompiler {
     /// # Errors
     ///
     /// [`EngineError::Schema`] says what it cannot be held to.
-    pub(crate) fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
+    fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
         let grammar = TopLevelGrammar::from_json_schema(read(schema).map_err(EngineError::Schema)?);
         let unsupported = |_| EngineError::Schema("its combination of keywords is not supported".to_owned());
         let parser = catch_unwind(AssertUnwindSafe(|| self.0.create_parser(grammar))).map_err(unsupported)?;
@@ -103,6 +105,7 @@ fn read(schema: &str) -> Result<Value, String> {
         return Err("it is not an object".to_owned());
     }
     multiples::check(&schema)?;
+    expansion::check(&schema)?;
     formats::tighten(&mut schema);
     let options =
         JsonCompileOptions { whitespace_pattern: Some(WHITE_SPACE.to_owned()), ..JsonCompileOptions::default() };

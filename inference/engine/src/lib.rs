@@ -1,8 +1,10 @@
-//! The inference engine: continuous batching over the lanes of a model, sampling, text assembly, and a scripted twin.
+//! The inference engine: continuous batching over the lanes of a model, sampling, text assembly, and a scripted twin; and the same for
+//! models that embed texts.
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
 mod blocks;
+mod embedding;
 mod engine;
 mod error;
 #[cfg(test)]
@@ -29,6 +31,10 @@ mod speculation;
 mod text;
 mod window;
 
+pub use embedding::{
+    EmbeddingCodec, EmbeddingEngine, EmbeddingEngineReplica, EmbeddingInput, EmbeddingModel, EmbeddingOptions,
+    EmbeddingReplica, EmbeddingRequest, Embeddings, ModelKind, ModelReplica, PendingEmbeddings,
+};
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};

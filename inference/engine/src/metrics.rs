@@ -9,7 +9,7 @@ use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use crate::{Finish, TokenUsage};
+use crate::{Finish, TokenUsage, embedding};
 
 const RUNNING: &str = "vllm:num_requests_running";
 const WAITING: &str = "vllm:num_requests_waiting";
@@ -26,7 +26,7 @@ const INTER_TOKEN: &str = "vllm:inter_token_latency_seconds";
 const END_TO_END: &str = "vllm:e2e_request_latency_seconds";
 
 /// The bucket bounds, in seconds, that the exporter is given for each histogram of this crate.
-pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
+pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 4] = [
     (
         TIME_TO_FIRST_TOKEN,
         &[0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0],
@@ -39,10 +39,12 @@ pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
         END_TO_END,
         &[0.005, 0.025, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 240.0],
     ),
+    embedding::DURATION_BUCKETS,
 ];
 
 /// Describes the engine's metrics to the process's recorder. Once, after it is installed.
 pub fn describe_metrics() {
+    embedding::describe();
     describe_gauge!(RUNNING, "Requests that hold a lane");
     describe_gauge!(WAITING, "Requests that wait for a lane");
     describe_gauge!(KV_USAGE, "Share of the KV cache that running requests hold or are promised; 1 is all of it");

@@ -1,4 +1,4 @@
-use parlance_inference_engine::EngineError;
+use parlance_inference_engine::{EngineError, ModelKind};
 use thiserror::Error;
 
 /// Why a turn did not reach a replica.
@@ -34,6 +34,16 @@ pub enum GatewayError {
         /// Why it does not serve.
         reason: String,
     },
+    /// The model does something else. The caller must choose another.
+    #[error("the model `{name}` {}; models that do: {}", lacks(wanted), list(available))]
+    WrongKind {
+        /// The model's name.
+        name: String,
+        /// What the request needs.
+        wanted: ModelKind,
+        /// The models that are of that kind now, sorted.
+        available: Vec<String>,
+    },
     /// A parameter of the request is out of range. The caller must correct it.
     #[error("`{param}` {message}")]
     InvalidValue {
@@ -45,6 +55,13 @@ pub enum GatewayError {
     /// The replica refused the turn.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+fn lacks(wanted: &ModelKind) -> &'static str {
+    match wanted {
+        ModelKind::Chat => "embeds texts and does not answer messages",
+        ModelKind::Embedding => "answers messages and does not embed texts",
+    }
 }
 
 fn list(names: &[String]) -> String {

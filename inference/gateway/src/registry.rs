@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parlance_inference_engine::{Replica, ReplicaInfo, ReplicaLoad};
+use parlance_inference_engine::{EmbeddingReplica, ModelKind, ModelReplica, Replica, ReplicaInfo, ReplicaLoad};
 
 use crate::GatewayError;
 
@@ -66,6 +66,10 @@ pub struct ModelListing {
     pub aliases: Vec<String>,
     /// What becomes of it.
     pub state: ModelState,
+    /// What it is for, once that is known.
+    pub kind: Option<ModelKind>,
+    /// How many values its vectors have, if it embeds.
+    pub dimensions: Option<usize>,
     /// How many replicas serve it. May be more than 0 in any state.
     pub replicas: usize,
     /// What they serve, where there are any.
@@ -103,14 +107,14 @@ struct Model {
     demand: Demand,
     seats: Vec<Seat>,
     /// When something was asked of it last, in milliseconds since the registry was made.
-    used_ms: AtomicU64,
+    used_us: AtomicU64,
 }
 
 /// A replica and the number that conversations find it by, whatever becomes of the others.
 #[derive(Clone)]
 struct Seat {
     number: u64,
-    replica: Arc<dyn Replica>,
+    replica: ModelReplica,
 }
 
 impl ModelRegistry {
@@ -129,21 +133,21 @@ impl ModelRegistry {
         self.write().model(name).demand = demand;
     }
 
-    /// Serves a model by these replicas, in place of those it had. One that it had already keeps its conversations.
-    pub fn publish(&self, name: &str, replicas: Vec<Arc<dyn Replica>>) {
-        let now = self.now_ms();
+    /// Serves a model by these replicas, all of one kind, in place of those it had. One that it had already keeps its conversations.
+    pub fn publish(&self, name: &str, replicas: Vec<ModelReplica>) {
+        let now = self.now_us();
         let mut inner = self.write();
         let mut next = inner.seats;
         let model = inner.model(name);
         let old = std::mem::take(&mut model.seats);
         model.seats.extend(replicas.into_iter().map(|replica| {
-            old.iter().find(|seat| Arc::ptr_eq(&seat.replica, &replica)).cloned().unwrap_or_else(|| {
+            old.iter().find(|seat| seat.replica.is(&replica)).cloned().unwrap_or_else(|| {
                 next += 1;
                 Seat { number: next, replica }
             })
         }));
         model.state = ModelState::Ready;
-        model.used_ms.fetch_max(now, Ordering::Relaxed);
+        model.used_us.fetch_max(now, Ordering::Relaxed);
         inner.seats = next;
     }
 
@@ -156,10 +160,10 @@ impl ModelRegistry {
     }
 
     /// Takes one replica out, for example because it died. A model without replicas is [`ModelState::Failed`] for `reason`.
-    pub fn withdraw(&self, name: &str, replica: &Arc<dyn Replica>, reason: impl Into<String>) {
+    pub fn withdraw(&self, name: &str, replica: &ModelReplica, reason: impl Into<String>) {
         let mut inner = self.write();
         let Some(model) = inner.models.get_mut(name) else { return };
-        model.seats.retain(|seat| !Arc::ptr_eq(&seat.replica, replica));
+        model.seats.retain(|seat| !seat.replica.is(replica));
         if model.seats.is_empty() && model.state == ModelState::Ready {
             model.state = ModelState::Failed { reason: reason.into() };
         }
@@ -191,12 +195,27 @@ impl ModelRegistry {
     ///
     /// # Errors
     ///
-    /// [`GatewayError::ModelNotFound`], [`GatewayError::ModelLoading`] or [`GatewayError::ModelUnavailable`].
+    /// [`GatewayError::ModelNotFound`], [`GatewayError::ModelLoading`], [`GatewayError::ModelUnavailable`], or
+    /// [`GatewayError::WrongKind`] for a model that embeds.
     pub fn route(&self, name: &str, affinity: u64) -> Result<Arc<dyn Replica>, GatewayError> {
         let inner = self.read();
-        let (name, model) = inner.find(name)?;
-        model.used_ms.store(self.now_ms(), Ordering::Relaxed);
-        choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))
+        match inner.choose(name, affinity, self.now_us())? {
+            (_, ModelReplica::Chat(replica)) => Ok(replica),
+            (name, ModelReplica::Embedding(_)) => Err(inner.wrong_kind(name, ModelKind::Chat)),
+        }
+    }
+
+    /// Chooses the replica that embeds: the least loaded one.
+    ///
+    /// # Errors
+    ///
+    /// As [`route`](Self::route), the other way round: [`GatewayError::WrongKind`] for a model that answers messages.
+    pub fn route_embedding(&self, name: &str) -> Result<Arc<dyn EmbeddingReplica>, GatewayError> {
+        let inner = self.read();
+        match inner.choose(name, 0, self.now_us())? {
+            (_, ModelReplica::Embedding(replica)) => Ok(replica),
+            (name, ModelReplica::Chat(_)) => Err(inner.wrong_kind(name, ModelKind::Embedding)),
+        }
     }
 
     /// The own name of a model that is loaded on demand and is not there.
@@ -224,18 +243,18 @@ impl ModelRegistry {
 
     /// Every model, sorted by name.
     pub fn list(&self) -> Vec<ModelListing> {
-        let (inner, now) = (self.read(), self.now_ms());
+        let (inner, now) = (self.read(), self.now_us());
         inner.models.iter().map(|(name, model)| model.listing(name, inner.aliases_of(name), now)).collect()
     }
 
     /// One model by its own name.
     pub fn listing(&self, name: &str) -> Option<ModelListing> {
-        let (inner, now) = (self.read(), self.now_ms());
+        let (inner, now) = (self.read(), self.now_us());
         inner.models.get(name).map(|model| model.listing(name, inner.aliases_of(name), now))
     }
 
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    fn now_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Models> {
@@ -253,7 +272,7 @@ impl Models {
             state: ModelState::Unloaded,
             demand: Demand::default(),
             seats: Vec::new(),
-            used_ms: AtomicU64::new(0),
+            used_us: AtomicU64::new(0),
         };
         self.models.entry(name.to_owned()).or_insert_with(new)
     }
@@ -268,6 +287,19 @@ impl Models {
         })
     }
 
+    fn choose(&self, name: &str, affinity: u64, now_us: u64) -> Result<(&str, ModelReplica), GatewayError> {
+        let (name, model) = self.find(name)?;
+        model.used_us.store(now_us, Ordering::Relaxed);
+        let chosen = choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))?;
+        Ok((name, chosen))
+    }
+
+    fn wrong_kind(&self, name: &str, wanted: ModelKind) -> GatewayError {
+        let of_kind = self.models.iter().filter(|(_, model)| model.kind() == Some(wanted));
+        let available = of_kind.map(|(name, _)| name.clone()).collect();
+        GatewayError::WrongKind { name: name.to_owned(), wanted, available }
+    }
+
     fn aliases_of(&self, name: &str) -> Vec<String> {
         let leading =
             self.aliases.iter().filter(|(alias, target)| *target == name && !self.models.contains_key(*alias));
@@ -276,6 +308,10 @@ impl Models {
 }
 
 impl Model {
+    fn kind(&self) -> Option<ModelKind> {
+        self.seats.first().map(|seat| seat.replica.kind())
+    }
+
     fn unavailable(&self, name: &str) -> GatewayError {
         let name = name.to_owned();
         match &self.state {
@@ -288,27 +324,33 @@ impl Model {
         }
     }
 
-    fn listing(&self, name: &str, aliases: Vec<String>, now_ms: u64) -> ModelListing {
+    fn listing(&self, name: &str, aliases: Vec<String>, now_us: u64) -> ModelListing {
         let loads = self.seats.iter().map(|seat| seat.replica.load());
         let load = loads.fold(ReplicaLoad::default(), |sum, load| ReplicaLoad {
             running: sum.running + load.running,
             waiting: sum.waiting + load.waiting,
         });
+        let dimensions = |seat: &Seat| match &seat.replica {
+            ModelReplica::Chat(_) => None,
+            ModelReplica::Embedding(replica) => Some(replica.dimensions()),
+        };
         ModelListing {
             name: name.to_owned(),
+            kind: self.kind(),
+            dimensions: self.seats.first().and_then(dimensions),
             aliases,
             state: self.state.clone(),
             replicas: self.seats.len(),
             info: self.seats.first().map(|seat| seat.replica.info().clone()),
             load,
             demand: self.demand,
-            unused_for: Duration::from_millis(now_ms.saturating_sub(self.used_ms.load(Ordering::Relaxed))),
+            unused_for: Duration::from_micros(now_us.saturating_sub(self.used_us.load(Ordering::Relaxed))),
         }
     }
 }
 
 /// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
-fn choose(seats: &[Seat], affinity: u64) -> Option<Arc<dyn Replica>> {
+fn choose(seats: &[Seat], affinity: u64) -> Option<ModelReplica> {
     if let [only] = seats {
         return Some(only.replica.clone());
     }

@@ -51,6 +51,18 @@ pub(crate) fn exp(x: f32) -> f32 {
     value * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
+/// The error function within 3 · 10⁻⁷ (Abramowitz and Stegun, 7.1.26).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / size.mul_add(0.327_591_1, 1.0);
+    let mut polynomial = 1.061_405_4_f32;
+    for coefficient in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+        polynomial = polynomial.mul_add(t, coefficient);
+    }
+    (1.0 - polynomial * t * exp(-size * size)).copysign(x)
+}
+
 /// Defines a function that runs `$body`, which must be `#[inline(always)]`, compiled for the widest vectors of this processor.
 ///
 /// A function that takes the body as a closure would not do: what is not inlined is compiled without the vectors.

@@ -3,10 +3,10 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use burn::tensor::DType;
-use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel};
+use parlance_inference_engine::{EngineError, LaneInput, ModelKind, ReplicaInfo, TokenModel};
 
 use crate::{
-    ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision,
+    ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision, bert,
     blocks::{BLOCK_TOKENS, Capacity},
     device::Compute,
     kv::{KvCache, bytes_per_token},
@@ -185,9 +185,15 @@ impl Footprint {
 ///
 /// # Errors
 ///
-/// [`ModelError`], as [`load`] would give it.
+/// [`ModelError`], as [`load`] or [`load_embedder`](crate::load_embedder) would give it.
 pub fn inspect(source: &Path, options: &LoadOptions) -> Result<Footprint, ModelError> {
     let source = Source::open(source)?;
+    if let Source::Directory(checkpoint) = &source
+        && checkpoint.embeds()
+    {
+        let (weights, vocabulary) = bert::describe(checkpoint)?.footprint(options);
+        return Ok(Footprint { weights, cache: 0, rest: rest_bytes(vocabulary) });
+    }
     let description = source.describe()?;
     let numbers = match options.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => options.precision.of(&description.tensors),
@@ -199,7 +205,23 @@ pub fn inspect(source: &Path, options: &LoadOptions) -> Result<Footprint, ModelE
     Ok(Footprint {
         weights: description.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(),
         cache: blocks.saturating_mul(block),
-        rest: REST_BYTES + description.config.vocabulary as u64 * BYTES_PER_TOKEN_OF_VOCABULARY,
+        rest: rest_bytes(description.config.vocabulary),
+    })
+}
+
+fn rest_bytes(vocabulary: usize) -> u64 {
+    REST_BYTES + vocabulary as u64 * BYTES_PER_TOKEN_OF_VOCABULARY
+}
+
+/// What the model in `source` is for. Reads its description alone.
+///
+/// # Errors
+///
+/// [`ModelError`] if there are no files of a model.
+pub fn kind(source: &Path) -> Result<ModelKind, ModelError> {
+    Ok(match Source::open(source)? {
+        Source::Directory(checkpoint) if checkpoint.embeds() => ModelKind::Embedding,
+        _ => ModelKind::Chat,
     })
 }
 

@@ -10,8 +10,9 @@ use crate::{
     codec,
     config::LlamaConfig,
     gguf::{Gguf, MappedFile, Metadata},
+    hex,
     template::ChatTemplate,
-    tensors::Tensors,
+    tensors::{Naming, Tensors},
     tokenizer::Tokenizer,
 };
 
@@ -60,11 +61,10 @@ impl Source {
 
     /// SHA-256 in hexadecimal of all that decides what the model says.
     pub(crate) fn digest(&self) -> String {
-        let digest = match self {
+        hex(&match self {
             Self::Gguf(file) => Sha256::digest(file.bytes()),
             Self::Directory(checkpoint) => checkpoint.digest().finalize(),
-        };
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        })
     }
 
     /// Reads and checks everything but the weights, the tokenizer and the template.
@@ -81,11 +81,17 @@ impl Source {
             }
             Self::Directory(checkpoint) => {
                 let config = checkpoint.config()?;
-                let tensors = checkpoint.tensors(&config)?;
+                let tensors = checkpoint.tensors(Naming::Transformers, &|name| is_ignored(name, &config))?;
                 Ok(Description { config, tensors, text: TextSource::Directory(checkpoint) })
             }
         }
     }
+}
+
+/// What transformers does not read either: a map to logits beside an embedding that serves as one, and the frequencies of the rotary
+/// embedding, which old files keep.
+fn is_ignored(name: &str, config: &LlamaConfig) -> bool {
+    (config.tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
 }
 
 impl Description<'_> {

@@ -17,6 +17,8 @@ pub(crate) enum Naming {
     Gguf,
     /// As transformers does, the slowest dimension first.
     Transformers,
+    /// As transformers does, and the tensors are asked for by those names.
+    Own,
 }
 
 /// All tensors of a model.
@@ -54,10 +56,10 @@ impl<'a> Tensors<'a> {
         self.source
     }
 
-    /// A tensor by its GGUF name, if it is there.
+    /// A tensor by its name, GGUF's but for [`Naming::Own`], if it is there.
     pub(crate) fn get(&self, name: &str) -> Option<&TensorInfo<'a>> {
         match self.naming {
-            Naming::Gguf => self.by_name.get(name),
+            Naming::Gguf | Naming::Own => self.by_name.get(name),
             Naming::Transformers => self.by_name.get(&*transformers_name(name)),
         }
     }
@@ -115,7 +117,7 @@ impl<'a> Tensors<'a> {
 
     fn shown_name(&self, name: &str) -> String {
         match self.naming {
-            Naming::Gguf => name.to_owned(),
+            Naming::Gguf | Naming::Own => name.to_owned(),
             Naming::Transformers => transformers_name(name),
         }
     }
@@ -123,7 +125,7 @@ impl<'a> Tensors<'a> {
     fn shown_shape(&self, shape: &[usize]) -> Vec<usize> {
         match self.naming {
             Naming::Gguf => shape.to_vec(),
-            Naming::Transformers => shape.iter().rev().copied().collect(),
+            Naming::Transformers | Naming::Own => shape.iter().rev().copied().collect(),
         }
     }
 }

@@ -61,7 +61,7 @@ impl<M> Weights<M> {
         make: &(dyn Fn(&Rows<'_>) -> M + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader { tensors, make, progress, state: Mutex::default() };
+        let reader = WeightReader::new(tensors, make, progress);
         let hidden = config.hidden;
         let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
         let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
@@ -181,7 +181,8 @@ impl Rows<'_> {
     }
 }
 
-struct WeightReader<'a, M> {
+/// Reads tensors, and knows which were.
+pub(crate) struct WeightReader<'a, M> {
     tensors: &'a Tensors<'a>,
     make: &'a (dyn Fn(&Rows<'_>) -> M + Sync),
     progress: &'a (dyn Fn(u64) + Sync),
@@ -194,16 +195,38 @@ struct ReadSoFar {
     bytes: u64,
 }
 
-impl<M> WeightReader<'_, M> {
+impl<'a, M> WeightReader<'a, M> {
+    /// Reads `tensors` and has `make` form each matrix; `progress` hears the bytes that are done.
+    pub(crate) fn new(
+        tensors: &'a Tensors<'a>,
+        make: &'a (dyn Fn(&Rows<'_>) -> M + Sync),
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
+        Self { tensors, make, progress, state: Mutex::default() }
+    }
+
     /// A tensor of one dimension.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         let values = self.tensors.vector(name, length)?;
         self.tensors.get(name).into_iter().for_each(|tensor| self.done(tensor));
         Ok(values)
     }
 
+    /// The rows of a table as floats, one after the other.
+    pub(crate) fn rows(&self, name: &str, rows: usize, width: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensors.shaped(name, &[width, rows])?;
+        let mut values = vec![0.0; rows * width];
+        if !width.is_multiple_of(tensor.kind.block_values()) {
+            let problem = format!("the tensor {name:?} with rows of {width} values is not whole blocks");
+            return Err(ModelError::inconsistent(self.tensors.source(), problem));
+        }
+        dequantise(tensor, 0, &mut values);
+        self.done(tensor);
+        Ok(values)
+    }
+
     /// Several matrices over the same inputs as one, their outputs in order.
-    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<M, ModelError> {
+    pub(crate) fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<M, ModelError> {
         let tensors = parts.iter().map(|&(name, outputs)| self.tensors.shaped(name, &[inputs, outputs]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let rows = tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row)));
@@ -220,7 +243,7 @@ impl<M> WeightReader<'_, M> {
     }
 
     /// A tensor that nothing read (a bias, a rope factor) would change what the model computes.
-    fn check_that_all_were_read(&self) -> Result<(), ModelError> {
+    pub(crate) fn check_that_all_were_read(&self) -> Result<(), ModelError> {
         let state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut left: Vec<_> = self.tensors.names().filter(|name| !state.names.contains(*name)).collect();
         left.sort_unstable();

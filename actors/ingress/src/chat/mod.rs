@@ -7,7 +7,6 @@
 //! yes           either            a durable turn of that session: its last user message, on the session's own history
 //! ```
 
-mod logprobs;
 mod render;
 mod request;
 

@@ -6,10 +6,10 @@ use parlance_cluster_protocol::{FinishReason, ModelTag, Replied, TurnId, Usage};
 use parlance_inference_engine::TokenLogprob;
 use serde::Serialize;
 
-use super::logprobs::Logprobs;
 use crate::{
     api_error::ApiError,
     ids,
+    logprobs::Logprobs,
     models::ServedModel,
     sse::{Frames, Render},
 };

@@ -7,11 +7,9 @@ use crate::{
     call::Call,
     format, generation,
     json::{Object, missing, parse_object},
+    logprobs::MAX_ALTERNATIVES,
     messages,
 };
-
-/// The most alternatives that are reported with a token.
-const MAX_ALTERNATIVES: i64 = 20;
 
 /// A parsed request.
 #[derive(Debug)]

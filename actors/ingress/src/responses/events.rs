@@ -25,6 +25,7 @@ use super::object::{Echo, MessageItem, OutputText, ResponseObject};
 use crate::{
     api_error::ApiError,
     ids,
+    logprobs::{ScoredToken, scored},
     sse::{Frames, Render},
 };
 
@@ -45,6 +46,10 @@ pub(super) struct EventRender {
     seen: Option<u64>,
     /// The number of the last event that was written.
     last: Cell<u64>,
+    /// Whether probabilities were asked for.
+    scored: bool,
+    /// Those of the tokens so far.
+    logprobs: Vec<TokenLogprob>,
 }
 
 #[derive(Serialize)]
@@ -81,7 +86,7 @@ struct DeltaPart<'a> {
     output_index: u32,
     content_index: u32,
     delta: &'a str,
-    logprobs: [(); 0],
+    logprobs: Vec<ScoredToken>,
 }
 
 #[derive(Serialize)]
@@ -90,7 +95,7 @@ struct TextPart<'a> {
     output_index: u32,
     content_index: u32,
     text: &'a str,
-    logprobs: [(); 0],
+    logprobs: Vec<ScoredToken>,
 }
 
 #[derive(Serialize)]
@@ -103,7 +108,20 @@ struct ErrorPart<'a> {
 impl EventRender {
     /// Renders `turn` for a reader that saw events up to `seen`.
     pub(super) fn new(turn: TurnId, echo: Echo, seen: Option<u64>) -> Self {
-        Self { turn, item: ids::reply_item_id(turn), echo, seen, last: Cell::new(seen.unwrap_or(0)) }
+        Self {
+            turn,
+            item: ids::reply_item_id(turn),
+            echo,
+            seen,
+            last: Cell::new(seen.unwrap_or(0)),
+            scored: false,
+            logprobs: Vec::new(),
+        }
+    }
+
+    /// Whether tokens are shown with their probabilities.
+    pub(super) fn scored(self, scored: bool) -> Self {
+        Self { scored, ..self }
     }
 
     fn write<T: Serialize>(&self, number: u64, kind: &str, rest: T, out: &mut Frames) {
@@ -117,11 +135,12 @@ impl EventRender {
         let length = text.len() as u64;
         let done = HEAD + length + 1;
         let (item_id, output_index, content_index) = (self.item.as_str(), 0, 0);
-        let whole = TextPart { item_id, output_index, content_index, text, logprobs: [] };
+        let logprobs = &self.logprobs;
+        let whole = TextPart { item_id, output_index, content_index, text, logprobs: scored(logprobs) };
         self.write(done, "response.output_text.done", whole, out);
-        let part = ContentPart { item_id, output_index, content_index, part: OutputText::new(text) };
+        let part = ContentPart { item_id, output_index, content_index, part: OutputText::new(text, logprobs) };
         self.write(done + 1, "response.content_part.done", part, out);
-        let item = ItemPart { output_index, item: MessageItem::ended(self.turn, text, finish) };
+        let item = ItemPart { output_index, item: MessageItem::ended(self.turn, text, finish, logprobs) };
         self.write(done + 2, "response.output_item.done", item, out);
         done + 3
     }
@@ -134,7 +153,7 @@ impl Render for EventRender {
         self.write(1, "response.in_progress", running(), out);
         let item = ItemPart { output_index: 0, item: MessageItem::begun(self.turn) };
         self.write(2, "response.output_item.added", item, out);
-        let (item_id, part) = (self.item.as_str(), OutputText::new(""));
+        let (item_id, part) = (self.item.as_str(), OutputText::new("", &[]));
         self.write(
             HEAD,
             "response.content_part.added",
@@ -143,13 +162,16 @@ impl Render for EventRender {
         );
     }
 
-    fn delta(&mut self, end: usize, text: &str, _logprobs: &[TokenLogprob], out: &mut Frames) {
-        let delta = DeltaPart { item_id: &self.item, output_index: 0, content_index: 0, delta: text, logprobs: [] };
+    fn delta(&mut self, end: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Frames) {
+        let own = if self.scored { logprobs } else { &[] };
+        self.logprobs.extend_from_slice(own);
+        let (item_id, logprobs) = (self.item.as_str(), scored(own));
+        let delta = DeltaPart { item_id, output_index: 0, content_index: 0, delta: text, logprobs };
         self.write(HEAD + end as u64, "response.output_text.delta", delta, out);
     }
 
     fn end(&mut self, outcome: &TurnOutcome, text: &str, out: &mut Frames) {
-        let response = ResponseObject::ended(self.turn, &self.echo, outcome);
+        let response = ResponseObject::ended(self.turn, &self.echo, outcome, &self.logprobs);
         let (number, kind) = match outcome {
             TurnOutcome::Replied(replied) => {
                 let number = self.replied(replied.finish, &replied.text, out);

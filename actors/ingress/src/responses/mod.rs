@@ -72,7 +72,10 @@ async fn answer(
     let idempotency = call_headers.idempotency(&parts, &body);
     let model = models::resolve(app, &request.call.options.model)?;
     let place = place(&mut request, call_headers.session)?;
-    let stream = request.stream;
+    let (stream, scored) = (request.stream, request.logprobs.is_some());
+    if scored && (place != Place::Unstored || idempotency.is_some()) {
+        return Err(unrecorded_logprobs());
+    }
     let mut echo = echo(&request, &place, model.name);
     let reply = start(app, caller, request, place, idempotency, headers).await.map_err(about_text_format)?;
     if headers.replayed {
@@ -81,14 +84,21 @@ async fn answer(
     }
     headers.session.clone_from(&echo.conversation);
     if stream {
-        let render = EventRender::new(reply.turn(), echo, None);
+        let render = EventRender::new(reply.turn(), echo, None).scored(scored);
         return Ok(sse::respond(app.clone(), reply, render));
     }
     let turn = reply.turn();
-    match reply.outcome().await? {
-        TurnOutcome::Failed(failed) => Err(ApiError::from_failed(&failed)),
-        outcome => Ok(Json(ResponseObject::ended(turn, &echo, &outcome)).into_response()),
+    match reply.scored_outcome().await? {
+        (TurnOutcome::Failed(failed), _) => Err(ApiError::from_failed(&failed)),
+        (outcome, logprobs) => Ok(Json(ResponseObject::ended(turn, &echo, &outcome, &logprobs)).into_response()),
     }
+}
+
+/// A response that is fetched later must be the same, and probabilities are not in the record.
+fn unrecorded_logprobs() -> ApiError {
+    let message = "Unsupported value: 'include' with 'message.output_text.logprobs' goes only with 'store' set to false \
+        and without an Idempotency-Key, since a durable turn's probabilities are not recorded.";
+    ApiError::unsupported("include", message)
 }
 
 /// The runtime names the format as chat completions do.
@@ -153,7 +163,7 @@ async fn start(
     idempotency: Option<Idempotency>,
     headers: &mut TurnHeaders,
 ) -> Result<Reply, ApiError> {
-    let ResponseRequest { mut call, instructions, .. } = request;
+    let ResponseRequest { mut call, instructions, logprobs, .. } = request;
     let tenant = &caller.tenant;
     let durable = match (place, idempotency) {
         (Place::Conversation { id, create }, idempotency) => {
@@ -174,7 +184,7 @@ async fn start(
         (Place::Unstored, None) => {
             let instructions = instructions.map(|text| Item { role: Role::System, text });
             call.input.splice(..0, instructions);
-            return call::generate(app, tenant, call, None).await;
+            return call::generate(app, tenant, call, logprobs).await;
         }
     };
     call::submit(app, tenant, call, DurableCall { instructions, ..durable }, headers).await

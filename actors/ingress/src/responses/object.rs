@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use parlance_actors_runtime::TurnOutcome;
 use parlance_cluster_protocol::{FinishReason, GenerationOptions, OutputFormat, TurnId, Usage};
+use parlance_inference_engine::TokenLogprob;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::ids;
+use crate::{
+    ids,
+    logprobs::{ScoredToken, scored},
+};
 
 /// What a response repeats of its request. A response that is fetched later knows less: only what is in the record.
 #[derive(Debug, Clone, Default)]
@@ -120,7 +124,7 @@ pub(super) struct OutputText<'a> {
     kind: &'static str,
     text: &'a str,
     annotations: [(); 0],
-    logprobs: [(); 0],
+    logprobs: Vec<ScoredToken>,
 }
 
 #[derive(Debug, Serialize)]
@@ -155,8 +159,8 @@ impl From<Usage> for UsageObject {
 }
 
 impl<'a> OutputText<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
-        Self { kind: "output_text", text, annotations: [], logprobs: [] }
+    pub(super) fn new(text: &'a str, logprobs: &[TokenLogprob]) -> Self {
+        Self { kind: "output_text", text, annotations: [], logprobs: scored(logprobs) }
     }
 }
 
@@ -166,10 +170,10 @@ impl<'a> MessageItem<'a> {
         Self::new(turn, "in_progress", Vec::new())
     }
 
-    /// The item with its text.
-    pub(super) fn ended(turn: TurnId, text: &'a str, finish: FinishReason) -> Self {
+    /// The item with its text, and the probabilities of its tokens where they were asked for.
+    pub(super) fn ended(turn: TurnId, text: &'a str, finish: FinishReason, logprobs: &[TokenLogprob]) -> Self {
         let status = if finish == FinishReason::Stop { "completed" } else { "incomplete" };
-        Self::new(turn, status, vec![OutputText::new(text)])
+        Self::new(turn, status, vec![OutputText::new(text, logprobs)])
     }
 
     fn new(turn: TurnId, status: &'static str, content: Vec<OutputText<'a>>) -> Self {
@@ -209,8 +213,8 @@ impl<'a> ResponseObject<'a> {
         }
     }
 
-    /// A response that has ended.
-    pub(super) fn ended(turn: TurnId, echo: &'a Echo, outcome: &'a TurnOutcome) -> Self {
+    /// A response that has ended, with the probabilities of its tokens where they were asked for.
+    pub(super) fn ended(turn: TurnId, echo: &'a Echo, outcome: &'a TurnOutcome, logprobs: &[TokenLogprob]) -> Self {
         let running = Self::running(turn, echo);
         match outcome {
             TurnOutcome::Failed(failed) => {
@@ -227,7 +231,7 @@ impl<'a> ResponseObject<'a> {
                     status,
                     incomplete_details,
                     model: &replied.model.name,
-                    output: vec![MessageItem::ended(turn, &replied.text, replied.finish)],
+                    output: vec![MessageItem::ended(turn, &replied.text, replied.finish, logprobs)],
                     usage: Some(replied.usage.into()),
                     ..running
                 }

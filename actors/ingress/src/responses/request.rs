@@ -10,8 +10,12 @@ use crate::{
     call::Call,
     format, generation, ids,
     json::{Object, missing, parse_object, wrong_type},
+    logprobs::MAX_ALTERNATIVES,
     messages, metadata,
 };
+
+/// What a request includes to get probabilities.
+const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// The longest instructions, in bytes; the body's bound is looser.
 const MAX_INSTRUCTIONS: usize = 256 * 1024;
@@ -26,6 +30,8 @@ pub(super) struct ResponseRequest {
     pub(super) stream: bool,
     pub(super) store: bool,
     pub(super) metadata: BTreeMap<String, String>,
+    /// Whether every token is reported with its probability, and with how many alternatives.
+    pub(super) logprobs: Option<u32>,
 }
 
 impl ResponseRequest {
@@ -48,6 +54,7 @@ impl ResponseRequest {
             stream: body.boolean("stream")?.unwrap_or(false),
             store: body.boolean("store")?.unwrap_or(true),
             metadata: metadata::take(&mut body)?.unwrap_or_default(),
+            logprobs: logprobs(&mut body)?,
         };
         generation::check_rest(&body)?;
         request.check()
@@ -63,6 +70,21 @@ impl ResponseRequest {
             return Err(ApiError::unsupported("store", message));
         }
         Ok(self)
+    }
+}
+
+fn logprobs(body: &mut Object) -> Result<Option<u32>, ApiError> {
+    let parts = body.array("include")?.unwrap_or_default();
+    if let Some(other) = parts.iter().find(|part| !part.is_string()) {
+        return Err(wrong_type("include", "an array of strings", other));
+    }
+    let wanted = parts.iter().any(|part| part == LOGPROBS);
+    match body.integer("top_logprobs", 0..=MAX_ALTERNATIVES)? {
+        Some(1..) if !wanted => {
+            let message = format!("Invalid value for 'top_logprobs': it goes only with '{LOGPROBS}' in 'include'.");
+            Err(ApiError::invalid(Some("top_logprobs".into()), message))
+        }
+        alternatives => Ok(wanted.then_some(alternatives.unwrap_or(0) as u32)),
     }
 }
 

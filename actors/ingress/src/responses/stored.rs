@@ -67,7 +67,7 @@ pub(crate) async fn cancel(
         let reply = watch(&app, &session, turn, 0).await?;
         return Ok(now(turn, reply, &echo).await);
     };
-    Ok(Json(ResponseObject::ended(turn, &echo, &outcome?)).into_response())
+    Ok(Json(ResponseObject::ended(turn, &echo, &outcome?, &[])).into_response())
 }
 
 /// Deletes a response that is in no conversation and was not continued.
@@ -135,7 +135,7 @@ async fn now(turn: TurnId, mut reply: Reply, echo: &Echo) -> Response {
         }
     }
     match &outcome {
-        Some(outcome) => Json(ResponseObject::ended(turn, echo, outcome)).into_response(),
+        Some(outcome) => Json(ResponseObject::ended(turn, echo, outcome, &[])).into_response(),
         None => Json(ResponseObject::running(turn, echo)).into_response(),
     }
 }

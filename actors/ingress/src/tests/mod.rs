@@ -3,6 +3,7 @@
 mod bad_input;
 mod chat;
 mod conversations;
+mod embeddings;
 mod formats;
 mod logprobs;
 mod operations;
@@ -18,7 +19,7 @@ use http_body_util::BodyExt as _;
 use parlance_actors_runtime::{Guards, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions};
 use parlance_cluster_records::LocalRecords;
-use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
+use parlance_inference_engine::{ModelReplica, ScriptedOptions, ScriptedReplica};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -31,16 +32,22 @@ pub(super) const FAST: &str = "scripted:ttft_ms=0,token_ms=0,tokens=8,seed=0";
 /// Answers so slowly that a test can act meanwhile.
 pub(super) const SLOW: &str = "scripted:ttft_ms=0,token_ms=50,tokens=400,seed=0";
 
-pub(super) async fn node(data: &Path, script: &str) -> Node {
+/// The scripted model.
+pub(super) fn scripted(script: &str) -> ModelSpec {
     let script = ScriptedOptions::parse(script).expect("a valid script");
     let load =
-        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
+        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(script.clone()))));
+    ModelSpec::new("scripted", Arc::new(load))
+}
+
+pub(super) async fn node(data: &Path, models: Vec<ModelSpec>) -> Node {
+    let all = models.len();
     let log = LocalLogOptions { shards: 2, ..LocalLogOptions::new(data.join("log")) };
     let options = NodeOptions {
         node: "test".into(),
         log: Arc::new(LocalLog::open(log).expect("the log opens")),
         records: Arc::new(LocalRecords::open(data.join("records")).expect("the records open")),
-        models: vec![ModelSpec::new("scripted", Arc::new(load))],
+        models,
         memory: ModelMemory::default(),
         sources: None,
         guards: Guards::default(),
@@ -48,7 +55,8 @@ pub(super) async fn node(data: &Path, script: &str) -> Node {
     };
     let node = Node::start(options).await.expect("the node starts");
     for _ in 0..2_000 {
-        if node.readiness().ready {
+        let loaded = node.models().list().iter().filter(|model| model.replicas > 0).count();
+        if node.readiness().ready && loaded == all {
             return node;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -77,8 +85,12 @@ impl Face {
     }
 
     pub(super) async fn with(script: &str, options: IngressOptions) -> Self {
+        Self::serving(vec![scripted(script)], options).await
+    }
+
+    pub(super) async fn serving(models: Vec<ModelSpec>, options: IngressOptions) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let node = node(data.path(), script).await;
+        let node = node(data.path(), models).await;
         let (close, closing) = watch::channel(false);
         let listen = "127.0.0.1:8080".parse().expect("an address");
         let app = app::App::new(&options, node.clone(), listen, closing).expect("good options");

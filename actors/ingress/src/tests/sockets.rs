@@ -31,7 +31,7 @@ pub(super) struct Server {
 
 pub(super) async fn server(script: &str, options: IngressOptions) -> Server {
     let data = tempfile::tempdir().expect("a temporary directory");
-    let node = super::node(data.path(), script).await;
+    let node = super::node(data.path(), vec![super::scripted(script)]).await;
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let address = listener.address();
     let (stop, stopped) = oneshot::channel();

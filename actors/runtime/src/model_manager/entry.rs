@@ -1,8 +1,8 @@
 //! One model as the manager knows it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
-use parlance_inference_engine::Replica;
+use parlance_inference_engine::ModelReplica;
 use parlance_inference_gateway::ModelState;
 use ractor::ActorCell;
 use tokio::sync::{oneshot, watch};
@@ -43,7 +43,7 @@ pub(super) struct Loading {
     pub(super) bytes: u64,
     pub(super) supervisor: ActorCell,
     /// Those that are loaded, by number.
-    pub(super) replicas: BTreeMap<usize, Arc<dyn Replica>>,
+    pub(super) replicas: BTreeMap<usize, ModelReplica>,
     /// Of each replica.
     pub(super) progress: Vec<LoadProgress>,
     /// Closed once no thread loads any more.

@@ -12,7 +12,7 @@ use parlance_cluster_protocol::{
     FinishReason, GenerationOptions, History, Item, Origin, Replied, Role, SessionKey, TurnId,
 };
 use parlance_cluster_records::{LocalRecords, RecordStore, RecordsError};
-use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
+use parlance_inference_engine::{ModelReplica, ScriptedOptions, ScriptedReplica};
 
 pub(crate) fn log(data: &Path, shards: u16) -> Arc<dyn ShardLog> {
     let options = LocalLogOptions { shards, ..LocalLogOptions::new(data.join("log")) };
@@ -44,7 +44,7 @@ pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
 pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> NodeOptions {
     let script = ScriptedOptions::parse(script).expect("the script is valid");
     let load =
-        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
+        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(script.clone()))));
     NodeOptions {
         node: "test".into(),
         log: log(data, shards),

@@ -21,7 +21,7 @@ use crate::{
 pub(super) enum Model {
     /// Download a model's weights, verify them and keep them in the model directory
     Fetch {
-        /// smollm2-135m-instruct, or a GGUF file of the Hugging Face hub as hf:OWNER/REPO/FILE.gguf
+        /// smollm2-135m-instruct, all-minilm-l6-v2 (for embeddings), or a GGUF file of the Hugging Face hub as hf:OWNER/REPO/FILE.gguf
         #[arg(default_value = models::DEFAULT_NAME)]
         name: String,
         /// The SHA-256 that the weights must have (for hf: references)

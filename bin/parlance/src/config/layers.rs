@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use super::schema::{self, Kind};
+use super::{
+    DEFAULT_MODEL,
+    schema::{self, Kind},
+};
+use crate::models;
 
 /// The prefix of the environment variables that set keys: `PARLANCE_KEY` and `PARLANCE_SECTION__KEY`.
 const PREFIX: &str = "PARLANCE_";
@@ -76,6 +80,7 @@ impl Layers {
             above.push(name);
             match (schema::kind_of(above), value) {
                 (Some(kind), value) => self.add_value(file, above, kind, value),
+                (None, toml::Value::Table(below)) if below.is_empty() && is_model(above) => self.add_model(file, above),
                 (None, toml::Value::Table(below)) if schema::is_section(above) => self.add_table(file, above, below),
                 (None, _) if schema::is_section(above) => {
                     self.problems.push(format!(
@@ -91,6 +96,14 @@ impl Layers {
             }
             above.pop();
         }
+    }
+
+    /// An empty section `[models.NAME]` is the model of that name.
+    fn add_model(&mut self, file: &str, section: &[String]) {
+        let named = section.last().filter(|name| *name != DEFAULT_MODEL);
+        let source = named.map_or(models::DEFAULT_NAME, String::as_str).to_owned();
+        let key = section.iter().cloned().chain(["source".to_owned()]).collect();
+        self.set(key, Raw::Text(source), Origin::File(file.to_owned()));
     }
 
     fn add_value(&mut self, file: &str, path: &[String], kind: Kind, value: toml::Value) {
@@ -144,6 +157,10 @@ impl Layers {
     fn set(&mut self, path: Vec<String>, raw: Raw, origin: Origin) {
         self.settings.insert(path, Setting { raw, origin });
     }
+}
+
+fn is_model(section: &[String]) -> bool {
+    matches!(section, [models, _] if models == "models")
 }
 
 fn is_slip(name: &str) -> bool {

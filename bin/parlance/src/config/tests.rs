@@ -141,3 +141,11 @@ fn the_model_flag_is_the_model_named_default() {
     let unnamed = load("", &[], Overrides::default()).expect("valid");
     assert_eq!(unnamed.models["default"].source, ModelSource::Named("smollm2-135m-instruct".into()));
 }
+
+#[test]
+fn an_empty_section_is_the_model_of_that_name() {
+    let config = load("[models.default]\n[models.all-minilm-l6-v2]\n", &[], Overrides::default()).expect("valid");
+    let sources = config.models.values().map(|model| model.source.to_string()).collect::<Vec<_>>();
+    assert_eq!(sources, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
+    assert!(load("[models.'a b']", &[], Overrides::default()).is_err());
+}

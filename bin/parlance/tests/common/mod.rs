@@ -238,6 +238,20 @@ impl Node {
         }
     }
 
+    /// Waits until the model is loaded.
+    #[track_caller]
+    pub(crate) fn wait_for_model(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let model = get(&self.url(&format!("/v1/models/{name}")));
+            if model.status == 200 && model.json()["state"] == "ready" {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never ready: {model:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -93,6 +93,15 @@ fn hostile_schemas_are_bounded() {
     for _ in 0..60 {
         deep = json!({ "type": "array", "items": deep });
     }
+    // 49 KB that took minutes and gigabytes.
+    let mut definitions = serde_json::Map::new();
+    for number in 0..15 {
+        let next = json!({ "$ref": format!("#/$defs/d{}", number + 1) });
+        definitions.insert(format!("d{number}"), json!({ "allOf": [next, next] }));
+    }
+    let text = json!({ "type": "string", "pattern": "abcdefgh".repeat(4_000) });
+    definitions.insert("d15".to_owned(), json!({ "type": "array", "prefixItems": [text] }));
+    let doubled = json!({ "$ref": "#/$defs/d0", "$defs": definitions });
     let multiples = [997, 991, 983].map(|multiple| json!({ "type": "integer", "multipleOf": multiple }));
     let hostile = [
         json!({ "allOf": (0..30).map(both).collect::<Vec<_>>() }),
@@ -106,6 +115,7 @@ fn hostile_schemas_are_bounded() {
         json!({ "type": "number", "multipleOf": 0.123_456_789 }),
         json!({ "allOf": multiples }),
         json!({ "description": "x".repeat(MAX_SCHEMA_BYTES) }),
+        doubled,
     ];
     let compiler = compiler();
     for schema in hostile {

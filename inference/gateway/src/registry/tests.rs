@@ -1,8 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parlance_inference_engine::{
-    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
-    PromptBudget, ScriptedOptions, ScriptedReplica,
+    CancelHandle, ChatMessage, EmbeddingInput, EmbeddingRequest, EngineError, EventSink, GenerateRequest, Grammar,
+    Lifeline, PendingEmbeddings, PreparedPrompt, PromptBudget, ScriptedOptions, ScriptedReplica, TokenId,
 };
 
 use super::*;
@@ -39,6 +39,32 @@ impl Replica for Loaded {
     }
 }
 
+impl EmbeddingReplica for Loaded {
+    fn info(&self) -> &ReplicaInfo {
+        &self.info
+    }
+
+    fn dimensions(&self) -> usize {
+        3
+    }
+
+    fn prepare(&self, _: &[EmbeddingInput]) -> Result<Vec<Vec<TokenId>>, EngineError> {
+        Err(EngineError::Stopped)
+    }
+
+    fn submit(&self, _: EmbeddingRequest) -> Result<PendingEmbeddings, EngineError> {
+        Err(EngineError::Stopped)
+    }
+
+    fn load(&self) -> ReplicaLoad {
+        Replica::load(self)
+    }
+
+    fn lifeline(&self) -> Lifeline {
+        Replica::lifeline(self)
+    }
+}
+
 fn replica(digest: &str) -> Arc<Loaded> {
     let info = ReplicaInfo { name: "m".into(), digest: digest.into(), numerics: "n".into(), context_tokens: 10 };
     Arc::new(Loaded { info, running: AtomicUsize::new(0) })
@@ -47,7 +73,7 @@ fn replica(digest: &str) -> Arc<Loaded> {
 fn serving(count: usize) -> (ModelRegistry, Vec<Arc<Loaded>>) {
     let replicas: Vec<_> = (0..count).map(|n| replica(&n.to_string())).collect();
     let registry = ModelRegistry::new();
-    registry.publish("m", replicas.iter().map(|r| r.clone() as Arc<dyn Replica>).collect());
+    registry.publish("m", replicas.iter().map(|r| ModelReplica::Chat(r.clone())).collect());
     (registry, replicas)
 }
 
@@ -75,7 +101,7 @@ fn a_model_passes_through_its_states() {
         registry.set_state("m", state);
         assert_eq!((registry.route("m", 0).err(), registry.missing()), (Some(error.clone()), vec![error]));
     }
-    registry.publish("m", vec![replica("1")]);
+    registry.publish("m", vec![ModelReplica::Chat(replica("1"))]);
     assert_eq!(registry.missing(), []);
 
     let listed = registry.list();
@@ -95,7 +121,7 @@ fn names_aliases_and_the_default_lead_to_the_model() {
     assert_eq!(registry.route("x", 0).err(), Some(unknown.clone()));
     assert_eq!(unknown.to_string(), "there is no model `x`; available: m");
 
-    registry.publish("default", vec![replica("own")]);
+    registry.publish("default", vec![ModelReplica::Chat(replica("own"))]);
     assert_eq!(registry.route("", 0).expect("served").info().digest, "own");
     assert!(registry.remove("default") && !registry.remove("default"));
 }
@@ -109,7 +135,7 @@ fn a_reload_serves_the_old_replica_until_the_new_one_is_there() {
         assert_eq!((digest(&registry, 0), &registry.list()[0].state), ("0".into(), &state));
     }
     let held = registry.route("m", 0).expect("served");
-    registry.publish("m", vec![replica("new")]);
+    registry.publish("m", vec![ModelReplica::Chat(replica("new"))]);
     assert_eq!((digest(&registry, 0).as_str(), held.info().digest.as_str()), ("new", "0"));
 }
 
@@ -121,14 +147,14 @@ fn required_models_and_the_default_decide_on_readiness() {
     assert_eq!(registry.missing(), [], "an optional model may be away");
     registry.set_demand("other", Demand::Required);
     assert_eq!(registry.missing(), [GatewayError::ModelUnloaded { name: "other".into() }]);
-    registry.publish("other", vec![replica("1")]);
+    registry.publish("other", vec![ModelReplica::Chat(replica("1"))]);
     registry.clear("m", ModelState::Unloaded);
     assert_eq!(registry.missing(), [GatewayError::ModelUnloaded { name: "m".into() }], "the default is away");
     registry.set_demand("m", Demand::OnDemand);
     assert_eq!(registry.missing(), [], "it comes when it is asked for");
     assert_eq!(registry.absent_on_demand("default"), Some("m".into()));
     assert_eq!(registry.absent_on_demand("other"), None);
-    registry.publish("m", vec![replica("2")]);
+    registry.publish("m", vec![ModelReplica::Chat(replica("2"))]);
     assert_eq!(registry.absent_on_demand("m"), None);
 }
 
@@ -136,8 +162,8 @@ fn required_models_and_the_default_decide_on_readiness() {
 fn a_replica_that_stays_keeps_its_conversations() {
     let (registry, replicas) = serving(3);
     let before: Vec<_> = (1..=200).map(|affinity| digest(&registry, affinity)).collect();
-    let kept = [2, 0].map(|at: usize| replicas[at].clone() as Arc<dyn Replica>);
-    registry.publish("m", kept.into_iter().chain([replica("new") as Arc<dyn Replica>]).collect());
+    let kept = [2, 0].map(|at: usize| ModelReplica::Chat(replicas[at].clone()));
+    registry.publish("m", kept.into_iter().chain([ModelReplica::Chat(replica("new"))]).collect());
     for (affinity, home) in (1..=200).zip(before) {
         let now = digest(&registry, affinity);
         assert!(home == "1" || now == home || now == "new", "conversation {affinity} moved from {home} to {now}");
@@ -147,12 +173,32 @@ fn a_replica_that_stays_keeps_its_conversations() {
 #[test]
 fn a_dead_replica_is_taken_out() {
     let (registry, replicas) = serving(2);
-    let as_dyn = |n: usize| replicas[n].clone() as Arc<dyn Replica>;
+    let as_dyn = |n: usize| ModelReplica::Chat(replicas[n].clone());
     registry.withdraw("m", &as_dyn(0), "died");
     assert!((0..50).all(|affinity| digest(&registry, affinity) == "1"));
     registry.withdraw("m", &as_dyn(1), "died");
     let dead = GatewayError::ModelUnavailable { name: "m".into(), reason: "died".into() };
     assert_eq!(registry.route("m", 0).err(), Some(dead));
+}
+
+#[test]
+fn a_model_is_asked_only_for_what_it_does() {
+    let (registry, _) = serving(1);
+    registry.set_state("later", ModelState::Loading { percent: 0 });
+    registry.publish("e", vec![ModelReplica::Embedding(replica("e"))]);
+    assert_eq!(registry.route_embedding("e").expect("served").info().digest, "e");
+    let refused = registry.route("e", 0).err().expect("it embeds");
+    assert_eq!(refused.to_string(), "the model `e` embeds texts and does not answer messages; models that do: m");
+    let refused = registry.route_embedding("m").err().expect("it answers");
+    assert_eq!(refused.to_string(), "the model `m` answers messages and does not embed texts; models that do: e");
+    assert!(matches!(registry.route_embedding("later"), Err(GatewayError::ModelLoading { .. })));
+    assert!(matches!(registry.route_embedding("none"), Err(GatewayError::ModelNotFound { .. })));
+    let kinds: Vec<_> = registry.list().into_iter().map(|model| (model.name, model.kind, model.dimensions)).collect();
+    let expected =
+        [("e", Some(ModelKind::Embedding), Some(3)), ("later", None, None), ("m", Some(ModelKind::Chat), None)];
+    assert_eq!(kinds, expected.map(|(name, kind, dimensions)| (name.to_owned(), kind, dimensions)));
+    registry.set_alias(DEFAULT_MODEL, "e");
+    assert_eq!(registry.missing(), [], "a default that embeds is one");
 }
 
 #[test]
@@ -170,7 +216,7 @@ fn conversations_stay_and_spread() {
 fn a_lost_replica_moves_only_its_own_conversations() {
     let (registry, replicas) = serving(3);
     let before: Vec<_> = (1..=200).map(|affinity| digest(&registry, affinity)).collect();
-    registry.withdraw("m", &(replicas[1].clone() as Arc<dyn Replica>), "died");
+    registry.withdraw("m", &ModelReplica::Chat(replicas[1].clone()), "died");
     for (affinity, home) in (1..=200).zip(before) {
         assert!(home == "1" || digest(&registry, affinity) == home, "conversation {affinity} moved");
     }

@@ -14,7 +14,7 @@ const DEFAULT_MISTRAL_WINDOW: usize = 4_096;
 const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
 
 /// Bounds far beyond any vocabulary: the largest in use have some 260,000 tokens.
-const MAX_VOCABULARY: u32 = 4 << 20;
+pub(crate) const MAX_VOCABULARY: u32 = 4 << 20;
 
 /// The families by what `model_type` calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,10 @@ impl Family {
             "qwen2" => Self::Qwen2,
             "qwen3" => Self::Qwen3,
             other => {
-                return Err(object.unsupported(format!("the model type {other:?}"), "llama, mistral, qwen2, qwen3"));
+                return Err(object.unsupported(
+                    format!("the model type {other:?}"),
+                    "llama, mistral, qwen2, qwen3; bert for embeddings",
+                ));
             }
         })
     }

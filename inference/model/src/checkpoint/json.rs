@@ -15,7 +15,7 @@ pub(crate) struct JsonFile {
 
 impl JsonFile {
     /// Parses `file`, which may have `most` bytes.
-    pub(super) fn read(file: MappedFile, most: usize) -> Result<Self, ModelError> {
+    pub(crate) fn read(file: MappedFile, most: usize) -> Result<Self, ModelError> {
         if file.bytes().len() > most {
             let problem = format!("it is longer than the {most} bytes that such a file may have");
             return Err(ModelError::inconsistent(file.path(), problem));
@@ -25,16 +25,21 @@ impl JsonFile {
         Ok(Self { file, entries })
     }
 
-    pub(super) fn file(&self) -> &MappedFile {
+    pub(crate) fn file(&self) -> &MappedFile {
         &self.file
     }
 
-    pub(super) fn entries(&self) -> &Map<String, Value> {
+    pub(crate) fn entries(&self) -> &Map<String, Value> {
         &self.entries
     }
 
+    /// The file, without its entries.
+    pub(crate) fn into_file(self) -> MappedFile {
+        self.file
+    }
+
     /// The entries of the file.
-    pub(super) fn object(&self) -> Object<'_> {
+    pub(crate) fn object(&self) -> Object<'_> {
         Object { file: self.file.path(), within: "", entries: &self.entries }
     }
 }
@@ -49,17 +54,17 @@ pub(crate) struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    pub(super) fn file(&self) -> &'a Path {
+    pub(crate) fn file(&self) -> &'a Path {
         self.file
     }
 
     /// Whether there is an entry, be it `null`.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
     /// An entry of any kind, if it is there.
-    pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn value(&self, key: &str) -> Option<&'a Value> {
         self.entries.get(key).filter(|value| !value.is_null())
     }
 
@@ -70,43 +75,43 @@ impl<'a> Object<'a> {
         read(value).map(Some).ok_or_else(wrong)
     }
 
-    pub(super) fn u32_or_none(&self, key: &str) -> Result<Option<u32>, ModelError> {
+    pub(crate) fn u32_or_none(&self, key: &str) -> Result<Option<u32>, ModelError> {
         self.read(key, "an integer from 0 to 4294967295", |value| u32::try_from(value.as_u64()?).ok())
     }
 
-    pub(super) fn f32_or_none(&self, key: &str) -> Result<Option<f32>, ModelError> {
+    pub(crate) fn f32_or_none(&self, key: &str) -> Result<Option<f32>, ModelError> {
         let read = |value: &Value| value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
         self.read(key, "a finite number", read)
     }
 
-    pub(super) fn f32(&self, key: &str) -> Result<f32, ModelError> {
+    pub(crate) fn f32(&self, key: &str) -> Result<f32, ModelError> {
         self.f32_or_none(key)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn bool(&self, key: &str) -> Result<bool, ModelError> {
+    pub(crate) fn bool(&self, key: &str) -> Result<bool, ModelError> {
         Ok(self.read(key, "a boolean", Value::as_bool)?.unwrap_or(false))
     }
 
-    pub(super) fn string_or_none(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn string_or_none(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         self.read(key, "a string", Value::as_str)
     }
 
-    pub(super) fn string(&self, key: &str) -> Result<&'a str, ModelError> {
+    pub(crate) fn string(&self, key: &str) -> Result<&'a str, ModelError> {
         self.string_or_none(key)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn array_or_none(&self, key: &str) -> Result<Option<&'a [Value]>, ModelError> {
+    pub(crate) fn array_or_none(&self, key: &str) -> Result<Option<&'a [Value]>, ModelError> {
         self.read(key, "an array", |value| value.as_array().map(Vec::as_slice))
     }
 
     /// The object at `key`, whose entries errors call `within` and their own key.
-    pub(super) fn object_or_none(&self, key: &str, within: &'a str) -> Result<Option<Object<'a>>, ModelError> {
+    pub(crate) fn object_or_none(&self, key: &str, within: &'a str) -> Result<Option<Object<'a>>, ModelError> {
         let entries = self.read(key, "an object", Value::as_object)?;
         Ok(entries.map(|entries| Object { file: self.file, within, entries }))
     }
 
     /// An integer from 1 to `most`, if it is there.
-    pub(super) fn bounded_or_none(&self, key: &str, most: u32) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn bounded_or_none(&self, key: &str, most: u32) -> Result<Option<usize>, ModelError> {
         match self.u32_or_none(key)? {
             Some(value) if (1..=most).contains(&value) => Ok(Some(value as usize)),
             Some(value) => {
@@ -117,24 +122,24 @@ impl<'a> Object<'a> {
     }
 
     /// An integer from 1 to `most` that must be there.
-    pub(super) fn bounded(&self, key: &str, most: u32) -> Result<usize, ModelError> {
+    pub(crate) fn bounded(&self, key: &str, most: u32) -> Result<usize, ModelError> {
         self.bounded_or_none(key, most)?.ok_or_else(|| self.missing(key))
     }
 
     /// The key as errors show it.
-    pub(super) fn shown(&self, key: &str) -> String {
+    pub(crate) fn shown(&self, key: &str) -> String {
         format!("\"{}{key}\"", self.within)
     }
 
-    pub(super) fn missing(&self, key: &str) -> ModelError {
+    pub(crate) fn missing(&self, key: &str) -> ModelError {
         self.inconsistent(format!("the entry {} is missing", self.shown(key)))
     }
 
-    pub(super) fn inconsistent(&self, problem: impl Into<String>) -> ModelError {
+    pub(crate) fn inconsistent(&self, problem: impl Into<String>) -> ModelError {
         ModelError::inconsistent(self.file, problem)
     }
 
-    pub(super) fn unsupported(&self, what: impl Into<String>, supported: impl Into<String>) -> ModelError {
+    pub(crate) fn unsupported(&self, what: impl Into<String>, supported: impl Into<String>) -> ModelError {
         ModelError::unsupported(self.file, what, supported)
     }
 }

@@ -13,11 +13,17 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use self::{json::JsonFile, shards::Shard};
-use crate::{ModelError, config::LlamaConfig, gguf::MappedFile, tensors::Tensors};
+use self::shards::Shard;
+pub(crate) use self::{config::MAX_VOCABULARY, json::JsonFile, shards::is_plain};
+use crate::{
+    ModelError,
+    config::LlamaConfig,
+    gguf::MappedFile,
+    tensors::{Naming, Tensors},
+};
 
 /// The most bytes of a description; those in use have some kilobytes.
-const MAX_DESCRIPTION_BYTES: usize = 16 << 20;
+pub(crate) const MAX_DESCRIPTION_BYTES: usize = 16 << 20;
 /// The most bytes of a tokenizer; the largest in use have some 35 MB.
 const MAX_TOKENIZER_BYTES: usize = 256 << 20;
 
@@ -64,7 +70,22 @@ impl Checkpoint {
         &self.directory
     }
 
-    /// The shape of the model.
+    /// `config.json`.
+    pub(crate) fn config_file(&self) -> &JsonFile {
+        &self.config
+    }
+
+    /// `tokenizer.json`.
+    pub(crate) fn tokenizer_file(&self) -> &JsonFile {
+        &self.tokenizer
+    }
+
+    /// Whether the model embeds texts, as against answering messages.
+    pub(crate) fn embeds(&self) -> bool {
+        self.config.object().value("model_type").and_then(|kind| kind.as_str()) == Some("bert")
+    }
+
+    /// The shape of the model, if it answers messages.
     ///
     /// # Errors
     ///
@@ -73,13 +94,14 @@ impl Checkpoint {
         config::read(&self.config)
     }
 
-    /// The tensors of all files together.
+    /// The tensors of all files together, but those that `is_ignored` knows.
     ///
     /// # Errors
     ///
     /// [`ModelError`] if one appears twice or has a type that is not read.
-    pub(crate) fn tensors(&self, config: &LlamaConfig) -> Result<Tensors<'_>, ModelError> {
-        shards::tensors(&self.directory, &self.shards, config)
+    pub(crate) fn tensors(&self, naming: Naming, is_ignored: &dyn Fn(&str) -> bool) -> Result<Tensors<'_>, ModelError> {
+        let infos = self.shards.iter().flat_map(|shard| shard.infos(is_ignored)).collect::<Result<Vec<_>, _>>()?;
+        Tensors::new(&self.directory, naming, infos)
     }
 
     /// The length of all files of weights in bytes.
@@ -105,7 +127,7 @@ impl Checkpoint {
 }
 
 /// Maps one file of the directory, which must be there.
-fn map(directory: &Path, name: &str) -> Result<MappedFile, ModelError> {
+pub(crate) fn map(directory: &Path, name: &str) -> Result<MappedFile, ModelError> {
     let path = directory.join(name);
     if !path.is_file() {
         return Err(ModelError::inconsistent(directory, format!("the file {name:?} is missing")));

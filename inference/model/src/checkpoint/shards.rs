@@ -11,9 +11,7 @@ use serde::Deserialize;
 use super::{MAX_DESCRIPTION_BYTES, map};
 use crate::{
     ModelError,
-    config::LlamaConfig,
     gguf::{GgmlType, MappedFile, TensorInfo},
-    tensors::{Naming, Tensors},
 };
 
 const WHOLE: &str = "model.safetensors";
@@ -56,8 +54,13 @@ impl Shard {
         &self.file
     }
 
-    fn infos(&self) -> impl Iterator<Item = Result<TensorInfo<'_>, ModelError>> {
-        self.names.iter().filter_map(|name| self.metadata.info(name).map(|info| (name, info))).map(|(name, info)| {
+    /// The tensors but those that `is_ignored` knows.
+    pub(super) fn infos<'a>(
+        &'a self,
+        is_ignored: &dyn Fn(&str) -> bool,
+    ) -> impl Iterator<Item = Result<TensorInfo<'a>, ModelError>> {
+        let names = self.names.iter().filter(move |name| !is_ignored(name));
+        names.filter_map(|name| self.metadata.info(name).map(|info| (name, info))).map(|(name, info)| {
             let kind = match info.dtype {
                 Dtype::F32 => GgmlType::F32,
                 Dtype::F16 => GgmlType::F16,
@@ -109,7 +112,7 @@ fn read_index(directory: &Path, path: &Path) -> Result<Index, ModelError> {
 }
 
 /// Whether `name` can only be a file of the same directory.
-fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(parts.next(), Some(std::path::Component::Normal(part)) if part == name) && parts.next().is_none()
 }
@@ -125,21 +128,4 @@ fn check_index(path: &Path, index: &Index, shards: &[Shard]) -> Result<(), Model
         }
     }
     Ok(())
-}
-
-/// The tensors of all files together.
-pub(super) fn tensors<'a>(
-    directory: &'a Path,
-    shards: &'a [Shard],
-    config: &LlamaConfig,
-) -> Result<Tensors<'a>, ModelError> {
-    let infos = shards.iter().flat_map(Shard::infos).collect::<Result<Vec<_>, _>>()?;
-    let counts = infos.into_iter().filter(|info| !is_ignored(info.name, config));
-    Tensors::new(directory, Naming::Transformers, counts)
-}
-
-/// What transformers does not read either: a map to logits beside an embedding that serves as one, and the frequencies of the rotary
-/// embedding, which old files keep.
-fn is_ignored(name: &str, config: &LlamaConfig) -> bool {
-    (config.tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
 }

@@ -1,17 +1,21 @@
-//! Probabilities of tokens as JSON.
+//! Probabilities of tokens as JSON, in the one form that chat completions and responses share.
 
 use parlance_inference_engine::{Likelihood, TokenLogprob};
 use serde::Serialize;
 
-/// The probabilities of a reply's tokens, or of those of a chunk.
+/// The most alternatives that are reported with a token.
+pub(crate) const MAX_ALTERNATIVES: i64 = 20;
+
+/// The probabilities of a reply's tokens, or of those of a chunk, in a chat completion.
 #[derive(Debug, Serialize)]
-pub(super) struct Logprobs {
-    content: Vec<Token>,
+pub(crate) struct Logprobs {
+    content: Vec<ScoredToken>,
     refusal: Option<()>,
 }
 
+/// A token with its probability, and the most probable ones in its place.
 #[derive(Debug, Serialize)]
-struct Token {
+pub(crate) struct ScoredToken {
     #[serde(flatten)]
     token: Alternative,
     top_logprobs: Vec<Alternative>,
@@ -26,12 +30,17 @@ struct Alternative {
 }
 
 impl Logprobs {
-    pub(super) fn new(tokens: &[TokenLogprob]) -> Self {
-        Self { content: tokens.iter().map(Token::from).collect(), refusal: None }
+    pub(crate) fn new(tokens: &[TokenLogprob]) -> Self {
+        Self { content: scored(tokens), refusal: None }
     }
 }
 
-impl From<&TokenLogprob> for Token {
+/// The probabilities of a reply's tokens.
+pub(crate) fn scored(tokens: &[TokenLogprob]) -> Vec<ScoredToken> {
+    tokens.iter().map(ScoredToken::from).collect()
+}
+
+impl From<&TokenLogprob> for ScoredToken {
     fn from(token: &TokenLogprob) -> Self {
         Self { token: (&token.token).into(), top_logprobs: token.top.iter().map(Alternative::from).collect() }
     }

@@ -106,7 +106,7 @@ struct Model {
     state: ModelState,
     demand: Demand,
     seats: Vec<Seat>,
-    /// When something was asked of it last, in milliseconds since the registry was made.
+    /// When something was asked of it last, in microseconds since the registry was made.
     used_us: AtomicU64,
 }
 

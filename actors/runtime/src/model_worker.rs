@@ -1,13 +1,13 @@
 //! The owner of one loaded model replica: loads it, feeds its engine thread, loads it again when the engine dies.
 //!
-//! One per replica, spawned by the node's model supervisor. A restart loses what the engine was computing: the sinks of its requests
-//! are dropped, and whoever waits for them tries again.
+//! One per replica, spawned by the node's model supervisor. It fails when its engine ends, and a restart loads the model anew. Lost is
+//! what the engine was computing: its requests are told, and those that had not started are tried again by whoever waits for them.
 
 use std::sync::Arc;
 
 use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateRequest, Replica};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::AbortHandle};
 
 use crate::models::Models;
 
@@ -37,6 +37,8 @@ pub(crate) enum ModelWorkerMessage {
 pub(crate) enum Internal {
     /// The model was loaded, or not.
     Loaded(Result<Arc<dyn Replica>, String>),
+    /// The replica ended by itself.
+    Ended,
 }
 
 impl ractor::Message for ModelWorkerMessage {}
@@ -54,8 +56,8 @@ pub(crate) struct ModelWorkerState {
     name: String,
     myself: ActorRef<ModelWorkerMessage>,
     models: Models,
-    /// `None` while it loads.
-    replica: Option<Arc<dyn Replica>>,
+    /// `None` while it loads. With what waits for its end.
+    replica: Option<(Arc<dyn Replica>, AbortHandle)>,
 }
 
 /// Reaches one model worker.
@@ -110,6 +112,7 @@ impl Actor for ModelWorker {
         match message {
             ModelWorkerMessage::Generate { request, sink, reply } => state.on_generate(*request, sink, reply)?,
             ModelWorkerMessage::Internal(Internal::Loaded(result)) => state.on_loaded(result),
+            ModelWorkerMessage::Internal(Internal::Ended) => state.on_ended()?,
         }
         Ok(())
     }
@@ -142,19 +145,22 @@ impl ModelWorkerState {
         reply: oneshot::Sender<Result<CancelHandle, EngineError>>,
     ) -> Result<(), EngineError> {
         let submitted =
-            self.replica.as_ref().ok_or(EngineError::Stopped).and_then(|replica| replica.submit(request, sink));
+            self.replica.as_ref().ok_or(EngineError::Stopped).and_then(|(replica, _)| replica.submit(request, sink));
         let died = matches!(submitted, Err(EngineError::Stopped)) && self.replica.is_some();
         // A caller that is gone has dropped what its sink reports to.
         let _gone = reply.send(submitted);
-        if died {
-            self.withdraw("its engine stopped");
-            return Err(EngineError::Stopped);
-        }
-        Ok(())
+        if died { self.on_ended() } else { Ok(()) }
+    }
+
+    /// The error has the supervisor load the model again.
+    fn on_ended(&mut self) -> Result<(), EngineError> {
+        self.withdraw("its engine has stopped");
+        Err(EngineError::Stopped)
     }
 
     fn withdraw(&mut self, reason: &str) {
-        if let Some(replica) = self.replica.take() {
+        if let Some((replica, watch)) = self.replica.take() {
+            watch.abort();
             self.models.detach(&self.name, &replica, reason);
         }
     }
@@ -163,7 +169,12 @@ impl ModelWorkerState {
         match result {
             Ok(replica) => {
                 tracing::info!(model = self.name, digest = replica.info().digest, "model is ready");
-                self.replica = Some(replica.clone());
+                let (ended, actor) = (replica.stopped(), self.myself.clone());
+                let watch = tokio::spawn(async move {
+                    ended.await;
+                    let _stopping = actor.cast(ModelWorkerMessage::Internal(Internal::Ended));
+                });
+                self.replica = Some((replica.clone(), watch.abort_handle()));
                 self.models.attach(&self.name, replica, ModelWorkerHandle(self.myself.clone()));
             }
             Err(reason) => {

@@ -3,7 +3,6 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
@@ -14,36 +13,44 @@ use tokio::sync::watch;
 
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt,
-    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, StepCosts, Stopped, TextCodec, TokenId, TokenModel,
+    admission::Admission,
     grammar::GrammarCompiler,
     load::Load,
     metrics::ReplicaMetrics,
-    queue::Job,
+    queue::{Job, Unserved},
     scheduler::{ModelShape, Scheduler, Step},
     window,
 };
 
 /// The bounds of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineOptions {
-    /// Requests that wait for a lane at most; every request does for a moment, so at least 1.
+    /// Requests that wait for a lane at most; every request does for a moment, so at least 1. A tenant gets as many places as it
+    /// leaves free.
     pub queue: usize,
+    /// The longest that a request is likely to wait for its first token. One that would wait longer is refused.
+    pub target_first_token: Duration,
+    /// What the model's steps cost, as far as that is known before the first one.
+    pub costs: StepCosts,
     /// Tokens of one step at most, over all lanes; more only where more lanes decode. Bounds how late a cancellation is seen.
     pub step_tokens: usize,
-    /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times.
+    /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times. Twice that for
+    /// a tenant that has less than its share of the lanes.
     pub prefill_chunk: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 256, step_tokens: 256, prefill_chunk: 64 }
+        Self {
+            queue: 512,
+            target_first_token: Duration::from_secs(10),
+            costs: StepCosts::default(),
+            step_tokens: 256,
+            prefill_chunk: 64,
+        }
     }
 }
-
-/// The shortest time that a refused caller is told to wait.
-const LEAST_RETRY_AFTER: Duration = Duration::from_millis(10);
-/// The longest.
-const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Starts engines.
 pub struct Engine;
@@ -61,18 +68,17 @@ impl Engine {
         let load = Load::new(metrics.clone());
         let shape =
             ModelShape { lanes: model.lanes(), context_tokens: model.context_tokens(), vocabulary: model.vocabulary() };
-        let retry_after = Arc::new(AtomicU64::new(0));
+        let admission = Admission::new(load.clone(), shape.lanes, &options);
         let (inbox, jobs) = channel();
         let (alive, stopped) = watch::channel(());
-        let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone());
-        let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), _alive: alive };
+        let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone(), admission.clone());
+        let thread = EngineThread { scheduler, model, jobs, alive: Some(alive) };
         let name = format!("engine {}", codec.info().name);
         let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.lanes));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
-        let queue = options.queue.max(1);
-        EngineReplica { codec, shape, queue, compiler: OnceLock::new(), load, retry_after, inbox, stopped }
+        EngineReplica { codec, shape, compiler: OnceLock::new(), load, admission, inbox, stopped }
     }
 }
 
@@ -80,32 +86,15 @@ impl Engine {
 pub struct EngineReplica {
     codec: Arc<dyn TextCodec>,
     shape: ModelShape,
-    queue: usize,
     /// Made for the first schema.
     compiler: OnceLock<Result<GrammarCompiler, EngineError>>,
     load: Arc<Load>,
-    /// In milliseconds, as of the last step.
-    retry_after: Arc<AtomicU64>,
+    admission: Arc<Admission>,
     inbox: Sender<Job>,
     stopped: watch::Receiver<()>,
 }
 
 impl EngineReplica {
-    /// Whether the engine has ended. It never starts again: its supervisor starts another.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.has_changed().is_err()
-    }
-
-    /// Waits until the engine has ended.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future and waiting anew loses nothing.
-    pub async fn stopped(&self) {
-        let mut stopped = self.stopped.clone();
-        while stopped.changed().await.is_ok() {}
-    }
-
     /// Refuses what no step could compute, where it would take neighbours along.
     fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
         let prompt = request.prompt.tokens.len();
@@ -125,10 +114,6 @@ impl EngineReplica {
             Some(id) => Err(EngineError::ModelFailed(format!("token {id} is not in the vocabulary"))),
             None => Ok(()),
         }
-    }
-
-    fn retry_after(&self) -> Duration {
-        Duration::from_millis(self.retry_after.load(Ordering::Relaxed)).clamp(LEAST_RETRY_AFTER, MOST_RETRY_AFTER)
     }
 }
 
@@ -170,27 +155,46 @@ impl Replica for EngineReplica {
         if self.is_stopped() {
             return Err(EngineError::Stopped);
         }
-        let place = self.load.wait(self.queue);
-        let place = place.ok_or_else(|| EngineError::QueueFull { retry_after: self.retry_after() })?;
+        let place = self.admission.admit(&request);
+        let place = place.map_err(|retry_after| EngineError::QueueFull { retry_after })?;
         let cancel = CancelHandle::default();
+        let sink = Unserved::new(sink);
         let job = Job { request, sink, cancel: cancel.clone(), submitted: Instant::now(), _place: place };
-        self.inbox.send(job).map_err(|_| EngineError::Stopped)?;
+        self.inbox.send(job).map_err(|refused| {
+            // The caller is told, and its sink is not.
+            drop(refused.0.sink.take());
+            EngineError::Stopped
+        })?;
         Ok(cancel)
+    }
+
+    fn admits(&self, tenant: &str, prompt_tokens: u32) -> Result<(), EngineError> {
+        let admitted = self.admission.check(tenant, prompt_tokens as usize);
+        admitted.map_err(|retry_after| EngineError::QueueFull { retry_after })
     }
 
     fn load(&self) -> ReplicaLoad {
         self.load.now()
     }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.has_changed().is_err()
+    }
+
+    fn stopped(&self) -> Stopped {
+        let mut stopped = self.stopped.clone();
+        Box::pin(async move { while stopped.changed().await.is_ok() {} })
+    }
 }
 
-/// What the thread owns. Dropping it, however the thread ends, drops all sinks and says that the engine has stopped.
+/// What the thread owns. Dropping it, however the thread ends, says that the engine has stopped, first to those who watch it, so that
+/// no caller that hears of it comes back here, then to all sinks.
 struct EngineThread {
+    alive: Option<watch::Sender<()>>,
     scheduler: Scheduler,
     model: Box<dyn TokenModel>,
     /// Bounded by the places that jobs hold.
     jobs: Receiver<Job>,
-    retry_after: Arc<AtomicU64>,
-    _alive: watch::Sender<()>,
 }
 
 impl EngineThread {
@@ -202,17 +206,14 @@ impl EngineThread {
         loop {
             open &= self.take_jobs();
             match self.scheduler.step(&mut *self.model, Instant::now) {
-                Step::Worked => {
-                    let retry_after = self.scheduler.time_to_next_lane().as_millis() as u64;
-                    self.retry_after.store(retry_after, Ordering::Relaxed);
-                }
+                Step::Worked => {}
                 Step::Idle if open => match self.jobs.recv() {
                     Ok(job) => self.scheduler.submit(job),
                     Err(_) => return,
                 },
                 Step::Idle => return,
                 Step::Dead => {
-                    self.take_jobs();
+                    self.alive = None;
                     return self.scheduler.end_all();
                 }
             }

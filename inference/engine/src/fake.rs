@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, LaneInput, PreparedPrompt,
+    ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, LaneInput, PreparedPrompt, Priority,
     ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
     sampling::{Occurrences, Sampler},
 };
@@ -131,6 +131,8 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     }
 }
 

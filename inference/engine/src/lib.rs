@@ -2,6 +2,8 @@
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod admission;
+mod cost;
 mod engine;
 mod error;
 #[cfg(test)]
@@ -20,18 +22,20 @@ mod request;
 mod sampling;
 mod scheduler;
 mod scripted;
+mod shares;
 mod text;
 mod window;
 
+pub use cost::StepCosts;
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};
-pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
+pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad, Stopped};
 pub use request::{
-    ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, PromptBudget, Sampling,
-    TokenId, TokenUsage,
+    ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, Priority, PromptBudget,
+    Sampling, TokenId, TokenUsage,
 };
 pub use scripted::{ScriptedOptions, ScriptedReplica};

@@ -30,7 +30,7 @@ pub trait TokenModel: Send {
     fn vocabulary(&self) -> usize;
 
     /// Computes one step over a ragged batch and writes the logits, one row of [`vocabulary`](Self::vocabulary) values per input
-    /// that wants them, in input order, into `logits` (cleared first).
+    /// that wants them, in input order, into `logits` (cleared first). A row that is not finite fails its own lane's request.
     ///
     /// Invariant: a lane's result depends on that lane's tokens alone, bit for bit, whatever else is in the batch and however
     /// the tokens are cut into steps.

@@ -1,6 +1,9 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -43,12 +46,33 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`EngineError::QueueFull`] at the stated bound and [`EngineError::Stopped`] after the engine ended; `sink` is then unused.
+    /// [`EngineError::QueueFull`] where it would wait for too long, or too many wait, and [`EngineError::Stopped`] after the engine
+    /// ended; `sink` is then unused.
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError>;
+
+    /// Whether a tenant's request with a prompt of that many tokens would be queued now. Never waits for a step.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::QueueFull`].
+    fn admits(&self, tenant: &str, prompt_tokens: u32) -> Result<(), EngineError>;
 
     /// Requests that run or wait.
     fn load(&self) -> ReplicaLoad;
+
+    /// Whether the replica has ended. It never starts again: its supervisor starts another.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
+    /// Ends when the replica has.
+    fn stopped(&self) -> Stopped {
+        Box::pin(std::future::pending())
+    }
 }
+
+/// See [`Replica::stopped`]. Dropping it and waiting anew loses nothing.
+pub type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How busy a replica is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -8,17 +8,19 @@
 //!
 //! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
 //! streams. KV memory is reserved at admission, a lane as long as the context: nothing is preempted and nothing runs out.
-//! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
+//! No thread and no clock here: the caller passes the model and the time in, so that tests run millions of steps.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
     EngineError, EngineOptions, GenerateRequest, Grammar, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
     TokenModel,
+    admission::{Admission, Progress},
+    cost::{StepCosts, Work},
     lanes::{Lanes, Taken},
     load::{Load, RunningGuard},
     logprobs::Distribution,
@@ -30,10 +32,12 @@ use crate::{
 
 /// A model that fails this many steps in a row is given up.
 const MAX_FAILURES_IN_A_ROW: u32 = 3;
-/// Weight of the newest step in the running mean of step times.
-const NEWEST_STEP: f64 = 0.1;
-/// What a step is taken to cost before one was measured.
-const UNMEASURED_STEP: Duration = Duration::from_millis(50);
+/// Chunks of one step while the prompt of a tenant that has less than its share waits for them: it pays for the streams of the others.
+const CHUNKS_OF_THE_OWED: usize = 2;
+/// What a request is told whose logits are not all numbers.
+const NOT_FINITE: &str = "the model gave a logit that is not finite";
+/// A prompt is dropped unrun if its deadline came even if this part of the measured costs were all of them.
+const CERTAINLY: f64 = 0.5;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,15 +58,18 @@ pub(crate) struct Scheduler {
     options: EngineOptions,
     metrics: Arc<ReplicaMetrics>,
     load: Arc<Load>,
+    admission: Arc<Admission>,
     shape: ModelShape,
     queue: FairQueue,
+    /// Tenants that share the lanes in this step.
+    contenders: usize,
     lanes: Lanes,
     /// In order of admission.
     running: Vec<Running>,
     sampler: Sampler,
     logits: Vec<f32>,
     failures: u32,
-    step_seconds: Option<f64>,
+    costs: StepCosts,
 }
 
 /// What the scheduler knows of its model.
@@ -124,8 +131,7 @@ impl Running {
         }
         let position = self.reply.len().into();
         let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
-        let token =
-            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
+        let token = chosen.map_err(|_| EngineError::ModelFailed(NOT_FINITE.to_owned()))?;
         let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, codec));
         Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], codec)? })
     }
@@ -138,20 +144,23 @@ impl Scheduler {
         options: EngineOptions,
         metrics: Arc<ReplicaMetrics>,
         load: Arc<Load>,
+        admission: Arc<Admission>,
     ) -> Self {
         Self {
             codec,
             options,
             metrics,
             load,
+            admission,
             shape,
-            queue: FairQueue::default(),
+            queue: FairQueue::new(shape.lanes, shape.context_tokens),
+            contenders: 0,
             lanes: Lanes::new(shape.lanes),
             running: Vec::with_capacity(shape.lanes),
             sampler: Sampler::default(),
             logits: Vec::new(),
             failures: 0,
-            step_seconds: None,
+            costs: options.costs,
         }
     }
 
@@ -165,17 +174,17 @@ impl Scheduler {
         let begun = clock();
         self.end_unwanted(begun);
         self.admit(begun);
+        self.note_progress();
         if self.running.is_empty() {
             return Step::Idle;
         }
         self.plan();
+        let work = self.work();
         let outcome = self.compute(model);
-        let now = clock();
         match outcome {
             Ok(()) => {
-                self.failures = 0;
-                self.measure(now - begun);
-                self.apply(now);
+                self.apply(clock());
+                self.costs.observe(work, clock() - begun);
             }
             Err(error) => self.fail_batch(error),
         }
@@ -185,17 +194,6 @@ impl Scheduler {
         }
         self.end_all();
         Step::Dead
-    }
-
-    /// When the first of the running requests has its reply at the latest, by measured step times.
-    pub(crate) fn time_to_next_lane(&self) -> Duration {
-        let steps = |running: &Running| {
-            let prefill = running.pending().div_ceil(self.options.prefill_chunk.max(1));
-            prefill + running.reply.room() as usize
-        };
-        let least = self.running.iter().map(steps).min().unwrap_or(1);
-        let step = self.step_seconds.unwrap_or(UNMEASURED_STEP.as_secs_f64());
-        Duration::from_secs_f64(step * least as f64)
     }
 
     /// Ends what nobody wants any more, queued or running.
@@ -220,8 +218,9 @@ impl Scheduler {
     }
 
     fn admit(&mut self, now: Instant) {
+        self.contenders = self.queue.take_stock(now);
         while self.lanes.has_idle()
-            && let Some(job) = self.queue.pop()
+            && let Some(job) = self.queue.pop(self.shape.lanes - self.running.len())
         {
             self.start(job, now);
         }
@@ -240,8 +239,15 @@ impl Scheduler {
         let tokens = [&request.prompt.tokens[..], &request.forced].concat();
         let Some(Taken { lane, reused }) = self.lanes.take(&request, &tokens) else {
             debug_assert!(false, "admission without an idle lane");
+            self.queue.ended(&request.tenant);
             return reply.fail(EngineError::Stopped);
         };
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(now).as_secs_f64());
+        if left.is_some_and(|left| left < self.costs.of(1.0, 1, tokens.len() - reused) * CERTAINLY) {
+            self.lanes.release(lane, tokens[..reused].to_vec());
+            self.queue.ended(&request.tenant);
+            return reply.fail(EngineError::DeadlineExceeded);
+        }
         reply.begin(reused.min(prompt) as u32);
         self.queue.charge(&request.tenant, tokens.len() - reused, 0);
         let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
@@ -283,21 +289,48 @@ impl Scheduler {
             max_tokens: request.max_tokens.min(room as u32),
             stop: std::mem::take(&mut request.stop),
         };
-        (Reply::new(job.sink, job.cancel, self.metrics.clone(), limits, job.submitted), request)
+        (Reply::new(job.sink.take(), job.cancel, self.metrics.clone(), limits, job.submitted), request)
     }
 
-    /// One token of each decoding request, and the rest of the budget to prompts in order of admission: a chunk while others
-    /// decode, all of it while nobody would be stalled.
+    /// Tells submitters what is in hand.
+    fn note_progress(&self) {
+        let progress = self.running.iter().map(|running| Progress {
+            tenant: &running.tenant,
+            prefill: running.pending() - 1,
+            said: running.reply.len(),
+            room: running.reply.room(),
+        });
+        self.admission.note(progress, self.contenders, &self.costs);
+    }
+
+    /// One token of each decoding request, and the rest of the budget to prompts: a chunk while others decode, all of it while nobody
+    /// would be stalled. The prompts of tenants that are behind go first, each tenant's in order of admission.
     fn plan(&mut self) {
         let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
-        let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
-        let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
+        let mut prompts = Vec::new();
         for running in &mut self.running {
-            let pending = running.pending();
-            running.planned = if pending == 1 { 1 } else { pending.min(prefill) };
-            prefill -= if pending == 1 { 0 } else { running.planned };
+            running.planned = usize::from(running.pending() == 1);
+            if running.planned == 0 {
+                prompts.push((self.queue.rank(&running.tenant), running));
+            }
+        }
+        // Stable: of equals, whoever was admitted first.
+        prompts.sort_by_key(|(rank, _)| *rank);
+        let is_owed = prompts.first().is_some_and(|(rank, _)| rank.is_owed());
+        let chunk = self.options.prefill_chunk.max(1) * if is_owed { CHUNKS_OF_THE_OWED } else { 1 };
+        let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
+        let mut prefill = if decoding > 0 { rest.min(chunk) } else { rest };
+        for (_, running) in prompts {
+            running.planned = running.pending().min(prefill);
+            prefill -= running.planned;
         }
         debug_assert!(self.running.iter().any(|running| running.planned > 0), "a step without work");
+    }
+
+    fn work(&self) -> Work {
+        let planned: usize = self.running.iter().map(|running| running.planned).sum();
+        let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
+        Work { prompt_tokens: planned - decoding, decoding }
     }
 
     fn compute(&mut self, model: &mut dyn TokenModel) -> Result<(), EngineError> {
@@ -314,7 +347,10 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Hands out the results. What is not finite fails its own request, since a lane's logits depend on that lane alone; but what
+    /// idle lanes hold is not trusted any more, and the step counts as a failure of the model.
     fn apply(&mut self, now: Instant) {
+        let mut sound = true;
         let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
             running.computed += running.planned;
@@ -331,19 +367,28 @@ impl Scheduler {
                     running.tokens.push(token);
                 }
                 Err(error) => {
-                    // A lane's logits depend on that lane alone, so the neighbours' are good.
+                    sound &= !matches!(&error, EngineError::ModelFailed(problem) if problem == NOT_FINITE);
                     running.computed = 0;
                     running.reply.fail(error);
                 }
             }
         }
+        if sound {
+            self.failures = 0;
+        } else {
+            self.note_failure(&EngineError::ModelFailed(NOT_FINITE.to_owned()));
+        }
+    }
+
+    fn note_failure(&mut self, error: &EngineError) {
+        self.failures = if *error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
+        tracing::error!(%error, failures = self.failures, "the model failed a step");
+        self.lanes.forget();
     }
 
     /// Ends the requests of this batch. Those that waited for their next chunk begin anew: no lane's cache can be trusted.
     fn fail_batch(&mut self, error: EngineError) {
-        self.failures = if error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
-        tracing::error!(%error, failures = self.failures, "the model failed a step");
-        self.lanes.forget();
+        self.note_failure(&error);
         for running in &mut self.running {
             running.computed = 0;
             if running.planned > 0 {
@@ -358,6 +403,7 @@ impl Scheduler {
             let mut tokens = running.tokens;
             tokens.truncate(running.computed);
             self.lanes.release(running.lane, tokens);
+            self.admission.reply_ended(running.reply.len());
             self.queue.ended(&running.tenant);
         }
     }
@@ -369,12 +415,6 @@ impl Scheduler {
         }
         self.running.iter_mut().for_each(|running| running.reply.fail(EngineError::Stopped));
         self.retire();
-    }
-
-    fn measure(&mut self, step: Duration) {
-        let step = step.as_secs_f64();
-        let mean = self.step_seconds.get_or_insert(step);
-        *mean += (step - *mean) * NEWEST_STEP;
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     grammar::GrammarCompiler,
     load::{Load, RunningGuard, WaitingGuard},
     metrics::ReplicaMetrics,
-    window,
+    reply, window,
 };
 
 /// The name that the scripted replica is served under.
@@ -115,6 +115,11 @@ impl Replica for ScriptedReplica {
         Ok(cancel)
     }
 
+    fn admits(&self, _tenant: &str, _prompt_tokens: u32) -> Result<(), EngineError> {
+        let is_full = !self.shared.options.is_instant() && self.shared.lanes.available_permits() == 0;
+        if is_full { self.shared.queue().map(drop) } else { Ok(()) }
+    }
+
     fn load(&self) -> ReplicaLoad {
         self.shared.load.now()
     }
@@ -126,7 +131,7 @@ impl Shared {
     }
 
     fn queue(&self) -> Result<WaitingGuard, EngineError> {
-        let place = self.load.wait(self.options.queue as usize);
+        let place = self.load.wait_within(self.options.queue as usize);
         place.ok_or_else(|| EngineError::QueueFull { retry_after: self.time_per_place() })
     }
 
@@ -231,7 +236,7 @@ impl Job {
         }
         let (tokens, finish) = self.script.advance(count);
         let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text, .. } if ids.is_empty() && text.is_empty());
-        if !empty && !self.sink.send(tokens) {
+        if !empty && !reply::tell(&mut *self.sink, tokens) {
             self.shared.metrics.cancelled(self.script.said());
             return Err(Done);
         }
@@ -241,13 +246,13 @@ impl Job {
     fn finish(&mut self, finish: Finish) -> Done {
         let usage = self.script.usage();
         self.shared.metrics.finished(finish, usage, self.submitted.elapsed());
-        self.sink.send(GenerateEvent::Finished { finish, usage });
+        reply::tell(&mut *self.sink, GenerateEvent::Finished { finish, usage });
         Done
     }
 
     fn fail(&mut self) {
         self.shared.metrics.failed(self.script.said());
-        self.sink.send(GenerateEvent::Failed(EngineError::DeadlineExceeded));
+        reply::tell(&mut *self.sink, GenerateEvent::Failed(EngineError::DeadlineExceeded));
     }
 }
 

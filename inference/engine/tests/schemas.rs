@@ -10,7 +10,7 @@ use std::{
 
 use parlance_inference_engine::{
     ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent, GenerateRequest, LaneInput,
-    PreparedPrompt, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
+    PreparedPrompt, Priority, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -204,6 +204,8 @@ fn ask(replica: &EngineReplica, schema: &Value, seed: u64, forced: &[TokenId]) -
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     };
     let (told, events) = mpsc::channel();
     replica.submit(request, Box::new(move |event| told.send(event).is_ok()))?;

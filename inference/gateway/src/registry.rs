@@ -198,7 +198,10 @@ impl Model {
         match &self.state {
             ModelState::Loading { percent } => GatewayError::ModelLoading { name, percent: *percent },
             ModelState::Failed { reason } => GatewayError::ModelUnavailable { name, reason: reason.clone() },
-            ModelState::Ready => GatewayError::ModelUnavailable { name, reason: "it has no replicas".into() },
+            ModelState::Ready if self.seats.is_empty() => {
+                GatewayError::ModelUnavailable { name, reason: "it has no replicas".into() }
+            }
+            ModelState::Ready => GatewayError::ModelUnavailable { name, reason: "its engine has stopped".into() },
         }
     }
 
@@ -219,20 +222,22 @@ impl Model {
     }
 }
 
-/// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
+/// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even. A replica that
+/// has stopped is passed over, even before its worker takes it out.
 fn choose(seats: &[Seat], affinity: u64) -> Option<Arc<dyn Replica>> {
+    let living = || seats.iter().filter(|seat| !seat.replica.is_stopped());
     if let [only] = seats {
-        return Some(only.replica.clone());
+        return living().next().map(|_| only.replica.clone());
     }
     let requests = |seat: &Seat| {
         let load = seat.replica.load();
         load.running + load.waiting
     };
-    let idle = seats.iter().min_by_key(|seat| requests(seat))?;
+    let idle = living().min_by_key(|seat| requests(seat))?;
     if affinity == 0 {
         return Some(idle.replica.clone());
     }
-    let home = seats.iter().max_by_key(|seat| rank(affinity, seat.number))?;
+    let home = living().max_by_key(|seat| rank(affinity, seat.number))?;
     let (least, most) = (requests(idle), requests(home));
     let uneven = most >= least + IMBALANCE_REQUESTS && most > least * IMBALANCE_FACTOR;
     Some(if uneven { idle } else { home }.replica.clone())

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use parlance_inference_engine::{LaneInput, ReplicaInfo, TokenModel};
+use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, kv::KvCache, source::Source, weights::Weights,
@@ -135,6 +135,10 @@ fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
         if !tokens.is_empty() {
             let input = LaneInput { lane: 0, start, tokens, want_logits: true };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
+        }
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            let problem = "a logit is not a finite number".to_owned();
+            return Err(ModelError::WarmUp(EngineError::ModelFailed(problem)));
         }
     }
     Ok(())

@@ -243,6 +243,8 @@ impl Reader {
         let replicas = self.model_integer(name, "replicas", 1..=64).unwrap_or(1);
         let lanes = self.model_integer(name, "lanes", 1..=1_024);
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
+        let target_first_token = self.model_integer(name, "target_first_token_ms", 1..=DAY_S * 1_000);
+        let target_first_token = target_first_token.map(|target| Duration::from_millis(target as u64));
         let precision = match raw(self, "precision") {
             Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
                 self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
@@ -264,7 +266,9 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => Some(ModelConfig { source, replicas, pinned, precision, lanes, context_tokens }),
+            Ok(source) => {
+                Some(ModelConfig { source, replicas, pinned, precision, lanes, context_tokens, target_first_token })
+            }
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use parlance_actors_ingress::IngressLimits;
@@ -101,6 +102,8 @@ pub(crate) struct ModelConfig {
     pub(crate) lanes: Option<usize>,
     /// The longest sequence, if not the model's default.
     pub(crate) context_tokens: Option<usize>,
+    /// The longest likely wait for a first token, if not the engine's default; a request that would wait longer is refused.
+    pub(crate) target_first_token: Option<Duration>,
 }
 
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.

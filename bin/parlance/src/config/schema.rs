@@ -47,6 +47,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.replicas", Kind::Integer),
     ("models.*.lanes", Kind::Integer),
     ("models.*.context_tokens", Kind::Integer),
+    ("models.*.target_first_token_ms", Kind::Integer),
     ("models.*.pinned", Kind::Flag),
     ("limits.connections", Kind::Integer),
     ("limits.websockets", Kind::Integer),

@@ -28,6 +28,8 @@ fn rows(config: &Config) -> Vec<Row> {
         rows.push((section.clone(), "precision", json!(model.precision.to_string())));
         rows.push((section.clone(), "lanes", json!(model.lanes)));
         rows.push((section.clone(), "context_tokens", json!(model.context_tokens)));
+        let target = model.target_first_token.map(|target| target.as_millis() as u64);
+        rows.push((section.clone(), "target_first_token_ms", json!(target)));
         rows.push((section.clone(), "replicas", json!(model.replicas)));
         rows.push((section, "pinned", json!(model.pinned)));
     }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use parlance_actors_runtime::{LoadModel, ModelSpec};
-use parlance_inference_engine::{Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, TextCodec as _};
+use parlance_inference_engine::{
+    Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, StepCosts, TextCodec as _,
+};
 use parlance_inference_model::{LoadOptions, LoadProgress, load};
 
 use super::{SCRIPTED_NAME, Weights};
@@ -55,8 +57,10 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel
         }
         Weights::File { path, .. } => {
             inspect(&path)?;
-            let options = options(name, model);
-            Ok(Arc::new(move |progress| load_weights(&path, &options, progress)))
+            let (options, usual) = (options(name, model), EngineOptions::default());
+            let target_first_token = model.target_first_token.unwrap_or(usual.target_first_token);
+            let engine = EngineOptions { target_first_token, ..usual };
+            Ok(Arc::new(move |progress| load_weights(&path, &options, engine, progress)))
         }
     }
 }
@@ -79,11 +83,13 @@ fn inspect(path: &Path) -> Result<(), Failure> {
 fn load_weights(
     path: &Path,
     options: &LoadOptions,
+    engine: EngineOptions,
     progress: &(dyn Fn(u8) + Sync),
 ) -> Result<Arc<dyn Replica>, String> {
     let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
-    let loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
+    let mut loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
-    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default())))
+    let costs = StepCosts::measure(&mut loaded.model).map_err(|error| chain(&error))?;
+    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..engine })))
 }

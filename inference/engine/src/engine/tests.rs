@@ -114,7 +114,7 @@ fn a_full_queue_refuses_at_once_with_a_time() {
     for _ in 0..3 {
         match ask(&replica, request(vec![1], 5)).err() {
             Some(EngineError::QueueFull { retry_after }) => {
-                assert!((LEAST_RETRY_AFTER..=MOST_RETRY_AFTER).contains(&retry_after));
+                assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(60));
             }
             other => panic!("not refused: {other:?}"),
         }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parlance_inference_engine::{
     CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget,
@@ -10,6 +10,7 @@ use super::*;
 struct Loaded {
     info: ReplicaInfo,
     running: AtomicUsize,
+    stopped: AtomicBool,
 }
 
 impl Replica for Loaded {
@@ -29,6 +30,14 @@ impl Replica for Loaded {
         Err(EngineError::Stopped)
     }
 
+    fn admits(&self, _: &str, _: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
     fn load(&self) -> ReplicaLoad {
         ReplicaLoad { running: self.running.load(Ordering::Relaxed), waiting: 0 }
     }
@@ -36,7 +45,7 @@ impl Replica for Loaded {
 
 fn replica(digest: &str) -> Arc<Loaded> {
     let info = ReplicaInfo { name: "m".into(), digest: digest.into(), numerics: "n".into(), context_tokens: 10 };
-    Arc::new(Loaded { info, running: AtomicUsize::new(0) })
+    Arc::new(Loaded { info, running: AtomicUsize::new(0), stopped: AtomicBool::new(false) })
 }
 
 fn serving(count: usize) -> (ModelRegistry, Vec<Arc<Loaded>>) {
@@ -112,6 +121,21 @@ fn a_dead_replica_is_taken_out() {
     registry.withdraw("m", &as_dyn(1), "died");
     let dead = GatewayError::ModelUnavailable { name: "m".into(), reason: "died".into() };
     assert_eq!(registry.route("m", 0).err(), Some(dead));
+}
+
+#[test]
+fn a_stopped_replica_is_passed_over_before_it_is_taken_out() {
+    let (registry, replicas) = serving(2);
+    replicas[0].stopped.store(true, Ordering::Relaxed);
+    assert!((0..50).all(|affinity| digest(&registry, affinity) == "1"));
+    replicas[1].stopped.store(true, Ordering::Relaxed);
+    let dead = GatewayError::ModelUnavailable { name: "m".into(), reason: "its engine has stopped".into() };
+    assert_eq!(registry.route("m", 7).err(), Some(dead.clone()));
+    let (registry, replicas) = serving(1);
+    registry.set_alias(DEFAULT_MODEL, "m");
+    assert_eq!(registry.readiness(), Ok(()));
+    replicas[0].stopped.store(true, Ordering::Relaxed);
+    assert_eq!(registry.readiness(), Err(dead));
 }
 
 #[test]

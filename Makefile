@@ -51,7 +51,8 @@ bench: ## Measure turns per second, memory per session and the model
 	@.ci/services build
 	$(CARGO) build --release -p parlance
 	target/release/parlance model fetch
-	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench batching --bench context
+	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench products --bench batching \
+		--bench context
 
 bench-inference: ## Measure the model over HTTP, beside llama.cpp's server if it is in target/services/peers
 	@.ci/services build

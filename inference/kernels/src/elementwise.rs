@@ -1,22 +1,11 @@
 //! What happens to single rows between the matrix products.
 
-use rayon::prelude::*;
-
 use crate::simd::{LANES, Lanes, exp, sum, vectorised};
 
-/// Rows per task; fewer are not worth a second thread.
-const ROWS_PER_TASK: usize = 16;
-
-/// Root-mean-square norm of each row of `width` values (Zhang and Sennrich 2019), times `weight`.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
-    let width = weight.len();
-    let mut out = vec![0.0; x.len()];
-    let rows = out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(ROWS_PER_TASK);
-    rows.for_each(|(out, x)| norm_row(x, weight, epsilon, out));
-    out
+vectorised! {
+    /// Root-mean-square norm of a row (Zhang and Sennrich 2019), times `weight`.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = norm
 }
-
-vectorised! { fn norm_row(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = norm }
 
 #[inline(always)]
 fn norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
@@ -42,18 +31,10 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     sum(sums)
 }
 
-/// `silu(gate) · up` for rows of `gate` and `up` side by side (SwiGLU, Shazeer 2020).
-pub fn swiglu(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; gate_up.len() / 2];
-    let rows = out.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width)).with_min_len(ROWS_PER_TASK);
-    rows.for_each(|(out, row)| {
-        let (gate, up) = row.split_at(width);
-        swiglu_row(gate, up, out);
-    });
-    out
+vectorised! {
+    /// `silu(gate) · up` of a row (SwiGLU, Shazeer 2020).
+    pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_each
 }
-
-vectorised! { fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_each }
 
 #[inline(always)]
 fn swiglu_each(gate: &[f32], up: &[f32], out: &mut [f32]) {
@@ -70,8 +51,9 @@ mod tests {
     fn norms_to_unit_mean_square() {
         let x: Vec<f32> = (0..2 * 37).map(|at| (at as f32).cos() * 3.0).collect();
         let weight: Vec<f32> = (0..37).map(|at| 1.0 + at as f32 * 0.01).collect();
-        let out = rms_norm(&x, &weight, 1e-5);
-        for (out, x) in out.chunks_exact(37).zip(x.chunks_exact(37)) {
+        for x in x.chunks_exact(37) {
+            let mut out = [0.0; 37];
+            rms_norm(x, &weight, 1e-5, &mut out);
             let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 37.0;
             for ((out, x), weight) in out.iter().zip(x).zip(&weight) {
                 let exact = f64::from(*x) / (mean + 1e-5).sqrt() * f64::from(*weight);
@@ -83,7 +65,9 @@ mod tests {
     #[test]
     fn swiglu_is_exact_enough() {
         let row: Vec<f32> = (0..40).map(|at| (at as f32 - 20.0) * 1.7).collect();
-        for (out, (gate, up)) in swiglu(&row, 20).iter().zip(row[..20].iter().zip(&row[20..])) {
+        let mut out = [0.0; 20];
+        swiglu(&row[..20], &row[20..], &mut out);
+        for (out, (gate, up)) in out.iter().zip(row[..20].iter().zip(&row[20..])) {
             let (gate, up) = (f64::from(*gate), f64::from(*up));
             let exact = gate / (1.0 + (-gate).exp()) * up;
             assert!((f64::from(*out) - exact).abs() <= 1e-6 * exact.abs().max(1e-3), "{gate} {up}");

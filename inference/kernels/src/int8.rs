@@ -14,8 +14,12 @@
 mod dot;
 mod quantise;
 
-use self::quantise::Rows;
-use crate::panels::{PANEL, share};
+use self::dot::Panel;
+pub(crate) use self::quantise::Rows;
+use crate::{
+    panels::{Output, PANEL, Product},
+    scratch::Scratch,
+};
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 64;
@@ -25,6 +29,8 @@ const QUAD: usize = 4;
 const OFFSET: i32 = 128;
 /// The largest magnitude of a value in 8 bits.
 const LARGEST: f32 = 127.0;
+/// Rows that meet a panel at once: in 8 bits they fit a core's second-level cache.
+const BLOCK_ROWS: usize = 512;
 /// Bytes of one group of a panel.
 const GROUP_BYTES: usize = GROUP * PANEL;
 
@@ -91,20 +97,29 @@ impl Int8Matrix {
         }
     }
 
-    /// `x · Wᵀ`: rows of [`inputs`](Self::inputs) values to rows of [`outputs`](Self::outputs) values.
+    /// `x · Wᵀ`: as many rows of [`inputs`](Self::inputs) values, each written by `fill`, to rows of [`outputs`](Self::outputs) values.
     ///
     /// # Panics
     ///
-    /// If `x` is not made of whole rows.
-    pub fn multiply(&self, x: &[f32]) -> Vec<f32> {
-        assert!(self.inputs > 0 && x.len().is_multiple_of(self.inputs), "whole rows");
-        let x = Rows::quantise(x, self.inputs);
+    /// If `out` has not that many values.
+    pub fn multiply(
+        &self,
+        rows: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+        scratch: &mut Scratch,
+        out: Output<'_>,
+    ) {
+        scratch.rows.quantise(rows, self.inputs, fill);
+        let x = &scratch.rows;
         let groups = x.groups();
-        share(x.count(), self.outputs, groups * GROUP_BYTES, |number, rows, out| {
-            let weights = &self.weights[number * groups * GROUP_BYTES..][..groups * GROUP_BYTES];
+        let size = groups * GROUP_BYTES;
+        let product = Product { rows, outputs: self.outputs, work: size, block: BLOCK_ROWS };
+        product.compute(out, |number, rows, out| {
+            let (weights, next) = self.weights[number * size..].split_at(size);
             let scales = &self.scales[number * groups * PANEL..][..groups * PANEL];
-            dot::multiply_panel(&x, rows.start, weights, scales, out);
-        })
+            let next = &next[..size.min(next.len())];
+            dot::multiply_panel(x, rows, Panel { weights, scales, next }, out);
+        });
     }
 }
 

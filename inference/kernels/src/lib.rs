@@ -6,6 +6,7 @@
 //! | [`int8`] | products with weights in 8 bits, over activations in 8 bits |
 //! | [`attention`] | attention over the cache, in place |
 //! | [`elementwise`] | what happens to single rows between the products |
+//! | [`team`] | how the threads share a loop |
 //!
 //! Invariant: every output value is one chain of fused multiply-adds over its inputs in index order (or, for sums over a row, sixteen
 //! chains and a fixed tree; or a chain over exact integer sums). Tiles, threads and instruction sets change how many chains run side by
@@ -16,6 +17,9 @@ pub mod elementwise;
 pub mod int8;
 pub mod linear;
 mod panels;
+mod scratch;
 mod simd;
+pub mod team;
 
-pub use panels::PANEL;
+pub use panels::{Output, PANEL};
+pub use scratch::Scratch;

@@ -4,93 +4,179 @@
 //! six, `[tile][input][row]`. One step of the inner loop multiplies the 32 weights of one input with that input of each row of the
 //! tile; there is nothing in it but loads and multiply-adds, which is what lets the compiler keep the sums in registers.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::{
-    panels::{PANEL, share},
+    panels::{Output, PANEL, PREPARED_ROWS, PanelOut, Product},
+    scratch::Scratch,
     simd::{LANES, Lanes, fma, has_avx512, vectorised},
+    team::{self, Chunks},
 };
 
 /// Rows per tile where there are 32 registers of sixteen floats. With more, the compiler gives the vectors up.
 const TILE_ROWS: usize = 6;
+/// Rows that meet a panel at once: they fit a core's second-level cache. Every number of rows per tile divides it.
+const BLOCK_ROWS: usize = 96;
 /// Rows per tile with fewer or smaller registers.
 const SMALL_TILE_ROWS: usize = 3;
 
-/// How many values `outputs` × `inputs` weights have when packed.
-pub fn packed_len(outputs: usize, inputs: usize) -> usize {
-    outputs.div_ceil(PANEL) * PANEL * inputs
+/// A matrix of weights `[outputs, inputs]` in f32.
+#[derive(Debug, Clone)]
+pub struct F32Matrix {
+    inputs: usize,
+    outputs: usize,
+    /// `[panel][input][PANEL]`.
+    packed: Vec<f32>,
 }
 
-/// Packs up to [`PANEL`] rows of weights into one panel; missing rows are zero.
-pub fn pack(rows: &[f32], inputs: usize, panel: &mut [f32]) {
-    panel.fill(0.0);
-    for (output, row) in rows.chunks_exact(inputs).enumerate() {
-        for (input, &value) in row.iter().enumerate() {
-            panel[input * PANEL + output] = value;
+impl F32Matrix {
+    /// A matrix of zeros.
+    pub fn new(inputs: usize, outputs: usize) -> Self {
+        Self { inputs, outputs, packed: vec![0.0; outputs.div_ceil(PANEL) * PANEL * inputs] }
+    }
+
+    /// How many values a row of activations has.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// How many values a row of results has.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// What the weights take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.packed.len() * size_of::<f32>()
+    }
+
+    /// The panels, each to be filled with up to [`PANEL`] rows of weights; in any order, on any thread.
+    pub fn panels_mut(&mut self) -> impl rayon::iter::IndexedParallelIterator<Item = PanelMut<'_>> {
+        let inputs = self.inputs;
+        self.packed.par_chunks_exact_mut(PANEL * inputs.max(1)).map(move |packed| PanelMut { inputs, packed })
+    }
+
+    /// Copies row `output` of the weights.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row, or `row` does not hold [`inputs`](Self::inputs) values.
+    pub fn row(&self, output: usize, row: &mut [f32]) {
+        assert!(output < self.outputs && row.len() == self.inputs, "a row of the matrix");
+        let panel = &self.packed[output / PANEL * PANEL * self.inputs..][..PANEL * self.inputs];
+        for (value, weights) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
+            *value = weights[output % PANEL];
         }
     }
-}
 
-/// Copies one row of weights out of its panel.
-pub fn unpack_row(packed: &[f32], output: usize, row: &mut [f32]) {
-    let panel = &packed[output / PANEL * PANEL * row.len()..][..PANEL * row.len()];
-    for (value, weights) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
-        *value = weights[output % PANEL];
+    /// `x · Wᵀ`: as many rows of [`inputs`](Self::inputs) values, each written by `fill`, to rows of [`outputs`](Self::outputs) values.
+    ///
+    /// # Panics
+    ///
+    /// If `out` has not that many values.
+    pub fn multiply(
+        &self,
+        rows: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+        scratch: &mut Scratch,
+        out: Output<'_>,
+    ) {
+        let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
+        scratch.tiles.fill(rows, self.inputs, tile_rows, fill);
+        let x = scratch.tiles.values();
+        let size = PANEL * self.inputs;
+        let product = Product { rows, outputs: self.outputs, work: size, block: BLOCK_ROWS };
+        product.compute(out, |number, rows, out| {
+            multiply_panel(x, rows, tile_rows, &self.packed[number * size..][..size], out);
+        });
     }
 }
 
-/// `x · Wᵀ`: rows of `inputs` values to rows of `outputs` values.
-pub fn linear(x: &[f32], packed: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
-    let rows = x.len() / inputs;
-    let tile_rows = if has_avx512() { TILE_ROWS } else { SMALL_TILE_ROWS };
-    let x = tiled(x, inputs, tile_rows);
-    share(rows, outputs, inputs * PANEL, |number, rows, out| {
-        let panel = &packed[number * PANEL * inputs..][..PANEL * inputs];
-        multiply_panel(&x[rows.start * inputs..rows.end * inputs], inputs, tile_rows, panel, out);
-    })
+/// One panel of an [`F32Matrix`] in the making.
+#[derive(Debug)]
+pub struct PanelMut<'a> {
+    inputs: usize,
+    packed: &'a mut [f32],
 }
 
-/// Lays the rows of each tile side by side: `[tile][input][row]`.
-fn tiled(x: &[f32], inputs: usize, tile_rows: usize) -> Cow<'_, [f32]> {
-    if x.len() == inputs {
-        return Cow::Borrowed(x);
-    }
-    let mut tiles = vec![0.0; x.len()];
-    let pairs = tiles.par_chunks_mut(tile_rows * inputs).zip(x.par_chunks(tile_rows * inputs));
-    pairs.with_min_len(8).for_each(|(tile, x)| {
-        let rows = x.len() / inputs;
-        for (row, x) in x.chunks_exact(inputs).enumerate() {
-            for (slots, value) in tile.chunks_exact_mut(rows).zip(x) {
-                slots[row] = *value;
+impl PanelMut<'_> {
+    /// Packs rows of weights. `rows` holds up to [`PANEL`] of them, one after the other; missing rows are zero.
+    pub fn fill(&mut self, rows: &[f32]) {
+        self.packed.fill(0.0);
+        for (output, row) in rows.chunks_exact(self.inputs).enumerate() {
+            for (input, &value) in row.iter().enumerate() {
+                self.packed[input * PANEL + output] = value;
             }
         }
-    });
-    Cow::Owned(tiles)
+    }
+}
+
+/// Rows of activations, those of each tile side by side. Its memory is used again for the next ones.
+#[derive(Debug, Default)]
+pub(crate) struct Tiles {
+    /// As they came: `[row][input]`.
+    rows: Vec<f32>,
+    /// `[tile][input][row]`.
+    tiles: Vec<f32>,
+}
+
+impl Tiles {
+    fn fill(&mut self, rows: usize, inputs: usize, tile_rows: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        self.rows.resize(rows * inputs, 0.0);
+        self.tiles.resize(rows * inputs, 0.0);
+        let size = PREPARED_ROWS.next_multiple_of(tile_rows);
+        let floats = Chunks::new(&mut self.rows, size * inputs);
+        let tiles = Chunks::new(&mut self.tiles, size * inputs);
+        team::each(floats.count(), |number| {
+            // SAFETY: every index is met once.
+            let (floats, tiles) = unsafe { (floats.get(number), tiles.get(number)) };
+            for (row, floats) in floats.chunks_exact_mut(inputs).enumerate() {
+                fill(number * size + row, floats);
+            }
+            let pairs = floats.chunks(tile_rows * inputs).zip(tiles.chunks_mut(tile_rows * inputs));
+            pairs.for_each(|(rows, tile)| lay_side_by_side(rows, inputs, tile));
+        });
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.tiles
+    }
+}
+
+fn lay_side_by_side(rows: &[f32], inputs: usize, tile: &mut [f32]) {
+    let count = rows.len() / inputs;
+    for (row, x) in rows.chunks_exact(inputs).enumerate() {
+        for (slots, value) in tile.chunks_exact_mut(count).zip(x) {
+            slots[row] = *value;
+        }
+    }
 }
 
 vectorised! {
-    /// Multiplies tiles of rows with one panel.
-    fn multiply_panel(tiles: &[f32], inputs: usize, tile_rows: usize, panel: &[f32], out: &mut [f32]) = multiply_tiles
+    /// Multiplies some of the rows, from the beginning of a tile on, with one panel.
+    fn multiply_panel(x: &[f32], rows: Range<usize>, tile_rows: usize, panel: &[f32], out: &mut PanelOut<'_>) = multiply_tiles
 }
 
 #[inline(always)]
-fn multiply_tiles(tiles: &[f32], inputs: usize, tile_rows: usize, panel: &[f32], out: &mut [f32]) {
-    for (tile, out) in tiles.chunks(tile_rows * inputs).zip(out.chunks_mut(tile_rows * PANEL)) {
+fn multiply_tiles(x: &[f32], rows: Range<usize>, tile_rows: usize, panel: &[f32], out: &mut PanelOut<'_>) {
+    let inputs = panel.len() / PANEL;
+    let tiles = x[rows.start * inputs..rows.end * inputs].chunks(tile_rows * inputs);
+    for (tile, first) in tiles.zip(rows.step_by(tile_rows)) {
         match tile.len() / inputs {
-            1 => multiply_tile::<1>(tile, panel, out),
-            2 => multiply_tile::<2>(tile, panel, out),
-            3 => multiply_tile::<3>(tile, panel, out),
-            4 => multiply_tile::<4>(tile, panel, out),
-            5 => multiply_tile::<5>(tile, panel, out),
-            _ => multiply_tile::<TILE_ROWS>(tile, panel, out),
+            1 => multiply_tile::<1>(tile, first, panel, out),
+            2 => multiply_tile::<2>(tile, first, panel, out),
+            3 => multiply_tile::<3>(tile, first, panel, out),
+            4 => multiply_tile::<4>(tile, first, panel, out),
+            5 => multiply_tile::<5>(tile, first, panel, out),
+            _ => multiply_tile::<TILE_ROWS>(tile, first, panel, out),
         }
     }
 }
 
 #[inline(always)]
-fn multiply_tile<const ROWS: usize>(tile: &[f32], panel: &[f32], out: &mut [f32]) {
+fn multiply_tile<const ROWS: usize>(tile: &[f32], first: usize, panel: &[f32], out: &mut PanelOut<'_>) {
     let (inputs, _) = tile.as_chunks::<ROWS>();
     let (vectors, _) = panel.as_chunks::<LANES>();
     let (steps, _) = vectors.as_chunks::<2>();
@@ -102,8 +188,9 @@ fn multiply_tile<const ROWS: usize>(tile: &[f32], panel: &[f32], out: &mut [f32]
             }
         }
     }
-    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(PANEL)) {
-        out.copy_from_slice(sums.as_flattened());
+    for (row, sums) in sums.iter().enumerate() {
+        let values = sums.as_flattened().first_chunk::<PANEL>().expect("two vectors are a panel wide");
+        out.put(first + row, values);
     }
 }
 
@@ -115,12 +202,18 @@ mod tests {
         (0..count).map(|at| ((at as f32 + seed) * 12.9898).sin()).collect()
     }
 
-    fn packed(weights: &[f32], inputs: usize) -> Vec<f32> {
-        let mut packed = vec![0.0; packed_len(weights.len() / inputs, inputs)];
-        for (rows, panel) in weights.chunks(PANEL * inputs).zip(packed.chunks_exact_mut(PANEL * inputs)) {
-            pack(rows, inputs, panel);
-        }
-        packed
+    fn matrix(weights: &[f32], inputs: usize) -> F32Matrix {
+        let mut matrix = F32Matrix::new(inputs, weights.len() / inputs);
+        matrix.panels_mut().zip(weights.par_chunks(PANEL * inputs)).for_each(|(mut panel, rows)| panel.fill(rows));
+        matrix
+    }
+
+    fn multiply(matrix: &F32Matrix, x: &[f32]) -> Vec<f32> {
+        let rows = x.len() / matrix.inputs;
+        let mut out = vec![f32::NAN; rows * matrix.outputs];
+        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&x[row * matrix.inputs..][..matrix.inputs]);
+        matrix.multiply(rows, fill, &mut Scratch::default(), Output::Set(&mut out));
+        out
     }
 
     /// The chain that every output must be.
@@ -135,7 +228,7 @@ mod tests {
             [(1, 5, 1), (2, 32, 31), (3, 64, 32), (7, 33, 65), (8, 96, 100), (29, 40, 96), (193, 24, 70), (300, 16, 40)]
         {
             let (x, weights) = (values(rows * inputs, 0.5), values(outputs * inputs, 7.0));
-            let found = linear(&x, &packed(&weights, inputs), inputs, outputs);
+            let found = multiply(&matrix(&weights, inputs), &x);
             assert_eq!(found, reference(&x, &weights, inputs), "{rows} × {inputs} × {outputs}");
         }
     }
@@ -143,22 +236,38 @@ mod tests {
     #[test]
     fn every_tile_size_gives_the_same_bits() {
         let (inputs, x, weights) = (48, values(13 * 48, 0.1), values(32 * 48, 3.0));
-        let panel = packed(&weights, inputs);
+        let matrix = matrix(&weights, inputs);
         for tile_rows in 1..=TILE_ROWS {
+            let mut tiles = Tiles::default();
+            tiles.fill(13, inputs, tile_rows, |row, values| values.copy_from_slice(&x[row * inputs..][..inputs]));
             let mut out = vec![0.0; 13 * PANEL];
-            multiply_panel(&tiled(&x, inputs, tile_rows), inputs, tile_rows, &panel, &mut out);
+            let product = Product { rows: 13, outputs: PANEL, work: 1, block: 2 * tile_rows };
+            product.compute(Output::Set(&mut out), |_, rows, out| {
+                multiply_panel(tiles.values(), rows, tile_rows, &matrix.packed, out);
+            });
             assert_eq!(out, reference(&x, &weights, inputs), "{tile_rows} rows per tile");
         }
     }
 
     #[test]
-    fn unpacks_what_was_packed() {
+    fn gives_rows_back_as_they_were() {
         let weights = values(70 * 24, 1.0);
-        let packed = packed(&weights, 24);
+        let matrix = matrix(&weights, 24);
         let mut row = vec![0.0; 24];
         for (output, expected) in weights.chunks_exact(24).enumerate() {
-            unpack_row(&packed, output, &mut row);
+            matrix.row(output, &mut row);
             assert_eq!(row, expected);
         }
+    }
+
+    #[test]
+    fn adds_to_what_is_there() {
+        let (inputs, x, weights) = (24, values(5 * 24, 0.1), values(70 * 24, 3.0));
+        let before = values(5 * 70, 9.0);
+        let mut out = before.clone();
+        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&x[row * inputs..][..inputs]);
+        matrix(&weights, inputs).multiply(5, fill, &mut Scratch::default(), Output::Add(&mut out));
+        let expected: Vec<f32> = before.iter().zip(reference(&x, &weights, inputs)).map(|(a, b)| a + b).collect();
+        assert_eq!(out, expected);
     }
 }

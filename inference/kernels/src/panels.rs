@@ -1,93 +1,111 @@
-//! Sharing a product among threads: by panels of weights where there are few rows, by rows where there are many.
+//! Products of rows of activations with packed weights: what goes in, what comes out, and how threads share the work.
+//!
+//! A thread takes a stretch of panels and multiplies each with all rows, so that the weights pass by once, however many rows there are.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
-use rayon::prelude::*;
-
-use crate::simd::LANES;
+use crate::{simd::LANES, team};
 
 /// Outputs per panel of packed weights.
 pub const PANEL: usize = 2 * LANES;
 /// Stretches of panels per thread: a thread that is interrupted leaves its last one to the others.
 const STRETCHES_PER_THREAD: usize = 4;
-/// Multiplications that are worth a stretch of their own; fewer take no longer than another thread takes to begin.
+/// Multiplications that are worth a stretch of their own: a microsecond or two of work.
 const LEAST_WORK: usize = 100_000;
+/// Rows that are prepared by one thread at once; so few are not worth a second thread.
+pub(crate) const PREPARED_ROWS: usize = 8;
 
-/// Rows that a thread takes at once: enough that the weights, which pass by once for each such block, cost little beside it.
-const BLOCK_ROWS: usize = 96;
-
-/// Blocks begin at multiples of this, which every kernel's tiles of rows divide.
-const TILE_MULTIPLE: usize = 6;
-
-/// Computes `[rows, outputs]`: `panel(number, rows, out)` writes the panel's values of those rows to `[row][PANEL]`. `work` is the
-/// multiplications of one row and panel.
-pub(crate) fn share(
-    rows: usize,
-    outputs: usize,
-    work: usize,
-    panel: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-) -> Vec<f32> {
-    if rows >= 2 * BLOCK_ROWS { by_rows(rows, outputs, panel) } else { by_panels(rows, outputs, rows * work, panel) }
+/// Where a product's results go: rows one after the other, each as long as the matrix has outputs.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// In place of what is there.
+    Set(&'a mut [f32]),
+    /// On top of what is there.
+    Add(&'a mut [f32]),
 }
 
-fn by_rows(rows: usize, outputs: usize, panel: impl Fn(usize, Range<usize>, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut out = vec![0.0; rows * outputs];
-    // As even as possible, so that no thread waits for another's last block.
-    let blocks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
-    let block = rows.div_ceil(blocks).next_multiple_of(TILE_MULTIPLE);
-    out.par_chunks_mut(block * outputs).enumerate().for_each_init(Vec::new, |tile, (number, out)| {
-        let (first, count) = (number * block, out.len() / outputs);
-        tile.resize(count * PANEL, 0.0);
-        for number in 0..outputs.div_ceil(PANEL) {
-            panel(number, first..first + count, tile);
-            copy_panel(tile, number, outputs, out);
+/// How a product is cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    pub(crate) rows: usize,
+    pub(crate) outputs: usize,
+    /// Multiplications of one row with one panel.
+    pub(crate) work: usize,
+    /// Rows that a stretch of panels meets at once: as many as fit a core's cache.
+    pub(crate) block: usize,
+}
+
+impl Product {
+    /// Has `panel(number, rows, out)` put the values of every panel and all rows, each once.
+    pub(crate) fn compute(self, out: Output<'_>, panel: impl Fn(usize, Range<usize>, &mut PanelOut<'_>) + Sync) {
+        let results = Results::new(out, self.rows, self.outputs);
+        if self.rows == 0 {
+            return;
         }
-    });
-    out
-}
+        let panels = self.outputs.div_ceil(PANEL);
+        let stretch = panels.div_ceil(self.stretches(panels)).max(1);
+        team::each(panels.div_ceil(stretch), |number| {
+            for first in (0..self.rows).step_by(self.block) {
+                let rows = first..self.rows.min(first + self.block);
+                for number in number * stretch..panels.min((number + 1) * stretch) {
+                    // No two calls have a panel and a row in common.
+                    panel(number, rows.clone(), &mut PanelOut { results: &results, number, rows: rows.clone() });
+                }
+            }
+        });
+    }
 
-/// Puts a panel's values `[row][PANEL]` in their place in `[row][outputs]`.
-fn copy_panel(tile: &[f32], number: usize, outputs: usize, out: &mut [f32]) {
-    let width = PANEL.min(outputs - number * PANEL);
-    for (out, tile) in out.chunks_exact_mut(outputs).zip(tile.chunks_exact(PANEL)) {
-        out[number * PANEL..][..width].copy_from_slice(&tile[..width]);
+    /// Into how many stretches of equal length the panels are cut: as many for each thread.
+    fn stretches(self, panels: usize) -> usize {
+        let threads = team::threads();
+        let worthwhile = (self.rows * panels * self.work / LEAST_WORK).clamp(1, threads * STRETCHES_PER_THREAD);
+        if worthwhile < threads { worthwhile } else { worthwhile / threads * threads }
     }
 }
 
-fn by_panels(
-    rows: usize,
+/// A matrix `[rows, outputs]` that threads write to at the same time, each to other panels or rows.
+struct Results<'a> {
+    begin: *mut f32,
     outputs: usize,
-    work: usize,
-    panel: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-) -> Vec<f32> {
-    let panels = outputs.div_ceil(PANEL);
-    let mut by_panel = vec![0.0; panels * rows * PANEL];
-    let stretch = panels.div_ceil(stretches(panels * work, rayon::current_num_threads())).max(1);
-    by_panel.par_chunks_mut(stretch * rows * PANEL).enumerate().for_each(|(number, out)| {
-        for (at, out) in out.chunks_exact_mut(rows * PANEL).enumerate() {
-            panel(number * stretch + at, 0..rows, out);
-        }
-    });
-    if rows == 1 {
-        by_panel.truncate(outputs);
-        return by_panel;
+    add: bool,
+    values: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is written to through `PanelOut` only, and no two of those that exist at the same time share a place.
+unsafe impl Sync for Results<'_> {}
+
+impl<'a> Results<'a> {
+    fn new(out: Output<'a>, rows: usize, outputs: usize) -> Self {
+        let (values, add) = match out {
+            Output::Set(values) => (values, false),
+            Output::Add(values) => (values, true),
+        };
+        assert_eq!(values.len(), rows * outputs, "room for every result");
+        Self { begin: values.as_mut_ptr(), outputs, add, values: PhantomData }
     }
-    by_row(&by_panel, rows, outputs)
 }
 
-/// Into how many stretches of equal length so much work is cut: as many for each thread.
-fn stretches(work: usize, threads: usize) -> usize {
-    let worthwhile = (work / LEAST_WORK).clamp(1, threads * STRETCHES_PER_THREAD);
-    if worthwhile < threads { worthwhile } else { worthwhile / threads * threads }
+/// Where the values of some rows of one panel go.
+pub(crate) struct PanelOut<'a> {
+    results: &'a Results<'a>,
+    number: usize,
+    rows: Range<usize>,
 }
 
-/// `[panel][row][PANEL]` to `[row][outputs]`.
-fn by_row(by_panel: &[f32], rows: usize, outputs: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows * outputs];
-    out.par_chunks_exact_mut(outputs).with_min_len(16).enumerate().for_each(|(row, out)| {
-        for (panel, out) in out.chunks_mut(PANEL).enumerate() {
-            out.copy_from_slice(&by_panel[(panel * rows + row) * PANEL..][..out.len()]);
+impl PanelOut<'_> {
+    /// Puts one row's values; those beyond the last output are left out.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, row: usize, values: &[f32; PANEL]) {
+        assert!(self.rows.contains(&row), "one of its rows");
+        let (outputs, column) = (self.results.outputs, self.number * PANEL);
+        let width = PANEL.min(outputs - column);
+        // SAFETY: the row exists and has `width` values from `column` on, which are nobody else's.
+        let row = unsafe { std::slice::from_raw_parts_mut(self.results.begin.add(row * outputs + column), width) };
+        match (<&mut [f32; PANEL]>::try_from(&mut *row), self.results.add) {
+            (Ok(whole), false) => *whole = *values,
+            (Ok(whole), true) => whole.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+            (Err(_), false) => row.copy_from_slice(&values[..width]),
+            (Err(_), true) => row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
         }
-    });
-    out
+    }
 }

@@ -53,9 +53,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 ///
 /// A function that takes the body as a closure would not do: what is not inlined is compiled without the vectors.
 macro_rules! vectorised {
-    ($(#[$attribute:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) = $body:path) => {
+    ($(#[$attribute:meta])* $visible:vis fn $name:ident($($argument:ident: $kind:ty),* $(,)?) = $body:path) => {
         $(#[$attribute])*
-        fn $name($($argument: $kind),*) {
+        $visible fn $name($($argument: $kind),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx2,fma")]

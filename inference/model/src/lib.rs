@@ -13,6 +13,7 @@ mod gguf;
 mod kv;
 mod llama;
 mod load;
+mod matrix;
 mod ops;
 mod precision;
 mod rope;

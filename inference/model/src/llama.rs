@@ -1,14 +1,14 @@
 //! The forward pass of Llama's architecture and its relatives (Touvron et al. 2023) over ragged batches.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
 
 use crate::{
     config::LlamaConfig,
     kv::KvCache,
-    ops::{self, Place},
+    ops::{self, Layers, Place, Workspace},
     rope::Rope,
-    weights::{LayerWeights, Weights},
+    weights::Weights,
 };
 
 /// Rows of logits that are computed at once where every position's are wanted.
@@ -18,26 +18,20 @@ const LOGIT_ROWS: usize = 32;
 #[derive(Debug)]
 pub struct LlamaModel {
     config: LlamaConfig,
-    device: Device,
     weights: Weights,
     rope: Rope,
     cache: KvCache,
+    workspace: Workspace,
     context: usize,
     /// How many positions of each lane are written.
     filled: Vec<usize>,
 }
 
 impl LlamaModel {
-    pub(crate) fn new(
-        config: LlamaConfig,
-        device: Device,
-        weights: Weights,
-        cache: KvCache,
-        lanes: usize,
-        context: usize,
-    ) -> Self {
+    pub(crate) fn new(config: LlamaConfig, weights: Weights, cache: KvCache, lanes: usize, context: usize) -> Self {
         let rope = Rope::new(&config.rope, config.head, context);
-        Self { config, device, weights, rope, cache, context, filled: vec![0; lanes] }
+        let workspace = Workspace::default();
+        Self { config, weights, rope, cache, workspace, context, filled: vec![0; lanes] }
     }
 
     /// How much memory the keys and values of all lanes take when full, in bytes.
@@ -62,7 +56,7 @@ impl LlamaModel {
         mut visit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check(inputs)?;
-        let hidden = rayon::scope(|_| self.forward(inputs));
+        let hidden = self.forward(inputs);
         let numbers =
             inputs.iter().enumerate().flat_map(|(at, input)| (0..input.tokens.len()).map(move |token| (at, token)));
         let numbers: Vec<_> = numbers.collect();
@@ -70,8 +64,7 @@ impl LlamaModel {
         for (chunk, numbers) in numbers.chunks(LOGIT_ROWS).enumerate() {
             let begin = chunk * LOGIT_ROWS;
             let rows: Vec<usize> = (begin..begin + numbers.len()).collect();
-            logits.clear();
-            self.logits(hidden.clone(), &rows, &mut logits)?;
+            self.logits(hidden.clone(), &rows, &mut logits);
             for (&(input, token), row) in numbers.iter().zip(logits.chunks_exact(self.config.vocabulary)) {
                 visit(input, token, row);
             }
@@ -83,16 +76,11 @@ impl LlamaModel {
     fn forward(&mut self, inputs: &[LaneInput<'_>]) -> Tensor<2> {
         let tokens: Vec<_> = inputs.iter().flat_map(|input| input.tokens).copied().collect();
         let places: Vec<_> = inputs.iter().flat_map(places).collect();
-        let Self { config, weights, rope, cache, .. } = self;
+        let Self { config, weights, rope, cache, workspace, .. } = self;
         let mut x = ops::embed(&weights.embedding, &tokens);
+        let mut layers = Layers { config, rope, cache, workspace, places: &places };
         for (number, layer) in weights.layers.iter().enumerate() {
-            let normed = ops::rms_norm(x.clone(), &layer.attention_norm, config.rms_epsilon);
-            let qkv = project(normed, layer, config);
-            let attended = ops::attention(qkv, &places, number, config, rope, cache);
-            x = x + ops::linear(attended, &layer.attention_output);
-            let normed = ops::rms_norm(x.clone(), &layer.feed_forward_norm, config.rms_epsilon);
-            let gated = ops::swiglu(ops::linear(normed, &layer.gate_up), config.feed_forward);
-            x = x + ops::linear(gated, &layer.down);
+            x = layers.layer(x, number, layer);
         }
         for input in inputs {
             self.filled[input.lane] = input.start + input.tokens.len();
@@ -100,17 +88,12 @@ impl LlamaModel {
         x
     }
 
-    /// Appends the logits of `rows` of `hidden`.
-    fn logits(&self, hidden: Tensor<2>, rows: &[usize], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        let numbers: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let count = numbers.len();
-        let numbers = Tensor::<1, Int>::from_data(TensorData::new(numbers, [count]), &self.device);
-        let selected = hidden.select(0, numbers);
-        let normed = ops::rms_norm(selected, &self.weights.output_norm, self.config.rms_epsilon);
-        let computed = ops::linear(normed, self.weights.output()).into_data();
-        let computed = computed.as_slice::<f32>().map_err(|error| failed(format!("logits: {error}")))?;
-        logits.extend_from_slice(computed);
-        Ok(())
+    /// Writes the logits of `rows` of `hidden`.
+    fn logits(&mut self, hidden: Tensor<2>, rows: &[usize], logits: &mut Vec<f32>) {
+        // Not cleared: every value is written, and clearing takes as long as the product of one row.
+        logits.resize(rows.len() * self.config.vocabulary, 0.0);
+        let norm = (&self.weights.output_norm[..], self.config.rms_epsilon);
+        ops::logits(hidden, rows, norm, self.weights.output(), &mut self.workspace, logits);
     }
 
     /// Refuses inputs that would read or write what is not the lane's own.
@@ -147,30 +130,15 @@ impl TokenModel for LlamaModel {
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        logits.clear();
         self.check(inputs)?;
         if inputs.is_empty() {
+            logits.clear();
             return Ok(());
         }
-        // Within the pool, forks are cheap; from outside, each would be handed over by a lock.
-        rayon::scope(|_| {
-            let hidden = self.forward(inputs);
-            let rows = wanted_rows(inputs);
-            if rows.is_empty() { Ok(()) } else { self.logits(hidden, &rows, logits) }
-        })
+        let hidden = self.forward(inputs);
+        self.logits(hidden, &wanted_rows(inputs), logits);
+        Ok(())
     }
-}
-
-/// Queries, keys and values side by side, before the rotary embedding.
-fn project(normed: Tensor<2>, layer: &LayerWeights, config: &LlamaConfig) -> Tensor<2> {
-    let mut qkv = ops::linear(normed, &layer.qkv);
-    if let Some(bias) = &layer.qkv_bias {
-        qkv = ops::add_bias(qkv, bias);
-    }
-    if let Some(norms) = &layer.head_norms {
-        qkv = ops::norm_heads(qkv, norms, config);
-    }
-    qkv
 }
 
 fn places<'a>(input: &LaneInput<'a>) -> impl Iterator<Item = Place> + use<'a> {

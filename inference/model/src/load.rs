@@ -87,7 +87,6 @@ pub fn load(
     let total_bytes = source.bytes();
     let report = |stage, done_bytes| progress(LoadProgress { stage, done_bytes, total_bytes });
     report(LoadStage::Description, 0);
-    let device = options.device.open();
     let description = source.describe()?;
     let config = description.config.clone();
     if options.lanes == 0 || options.context_tokens == 0 {
@@ -103,7 +102,7 @@ pub fn load(
         || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, numbers, &on_weights)),
     );
     let (tokenizer, template) = text?;
-    let mut model = LlamaModel::new(config, device, weights?, cache, options.lanes, context);
+    let mut model = LlamaModel::new(config, weights?, cache, options.lanes, context);
     report(LoadStage::WarmUp, total_bytes);
     warm_up(&mut model)?;
     let info = ReplicaInfo {
@@ -135,10 +134,10 @@ fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
         if !tokens.is_empty() {
             let input = LaneInput { lane: 0, start, tokens, want_logits: true };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
-        }
-        if !logits.iter().all(|logit| logit.is_finite()) {
-            let problem = "a logit is not a finite number".to_owned();
-            return Err(ModelError::WarmUp(EngineError::ModelFailed(problem)));
+            if !logits.iter().all(|logit| logit.is_finite()) {
+                let why = "a logit is not a finite number".to_owned();
+                return Err(ModelError::WarmUp(EngineError::ModelFailed(why)));
+            }
         }
     }
     Ok(())

@@ -1,62 +1,29 @@
-//! The one door between burn's tensors and the kernels: each operation takes its tensors apart to slices, through burn's
-//! `extension` feature, and wraps what the kernel computed.
+//! The one door between burn's tensors and the kernels: each operation takes the residual stream apart to its rows, through burn's
+//! `extension` feature, and computes in place.
 //!
-//! Everything else that the forward pass does (additions, row selection) is burn's own.
+//! Between the operations nothing is allocated: what lies between two products is in a [`Workspace`] that lives as long as the model.
 
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
-    PANEL,
+    Output, Scratch,
     attention::{self, HeadCache},
-    elementwise,
-    int8::Int8Matrix,
-    linear,
+    elementwise, team,
 };
-use rayon::prelude::*;
 
 use crate::{
     config::LlamaConfig,
     kv::{HeadPlace, KvCache},
+    matrix::Matrix,
     rope::Rope,
-    weights::HeadNorms,
+    weights::{HeadNorms, LayerWeights},
 };
 
 /// Cached positions that a task should attend over: some ten microseconds of work.
 const POSITIONS_PER_TASK: usize = 1_024;
-
-/// The weights of a linear map, packed for the kernel.
-#[derive(Debug)]
-pub(crate) enum Weight {
-    /// As floats: `packed` has the shape `[panels, inputs, panel]`.
-    F32 { packed: Box<Tensor<3>>, inputs: usize, outputs: usize },
-    /// In 8 bits, which burn has no tensors for that its kernels could use.
-    Int8(Int8Matrix),
-}
-
-impl Weight {
-    /// Wraps weights in the layout of [`linear`].
-    pub(crate) fn f32(packed: Vec<f32>, inputs: usize, outputs: usize) -> Self {
-        let shape = [outputs.div_ceil(PANEL), inputs, PANEL];
-        let packed = FlexTensor::from_data(TensorData::new(packed, shape));
-        Self::F32 { packed: Box::new(Tensor::from_primitive::<Flex>(packed)), inputs, outputs }
-    }
-
-    /// What it takes, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::F32 { inputs, outputs, .. } => linear::packed_len(*outputs, *inputs) * size_of::<f32>(),
-            Self::Int8(matrix) => matrix.bytes(),
-        }
-    }
-
-    fn inputs(&self) -> usize {
-        match self {
-            Self::F32 { inputs, .. } => *inputs,
-            Self::Int8(matrix) => matrix.inputs(),
-        }
-    }
-}
+/// Rows that a task turns or looks up.
+const ROWS_PER_TASK: usize = 8;
 
 /// Where a row of a step stands.
 #[derive(Debug, Clone, Copy)]
@@ -65,85 +32,132 @@ pub(crate) struct Place {
     pub(crate) position: usize,
 }
 
+/// What a step's rows pass through on their way, one row after the other. It grows to what the largest step takes.
+#[derive(Debug, Default)]
+pub(crate) struct Workspace {
+    /// Queries, keys and values side by side.
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    /// Gate and up side by side.
+    gate_up: Vec<f32>,
+    scratch: Scratch,
+}
+
 /// The rows of `table` for `tokens`: `[tokens, inputs]`.
-pub(crate) fn embed(table: &Weight, tokens: &[TokenId]) -> Tensor<2> {
+pub(crate) fn embed(table: &Matrix, tokens: &[TokenId]) -> Tensor<2> {
     let width = table.inputs();
     let mut rows = vec![0.0; tokens.len() * width];
-    let each = rows.par_chunks_exact_mut(width).with_min_len(16).zip(tokens);
-    match table {
-        Weight::F32 { packed, .. } => {
-            let packed = primitive(Tensor::clone(packed));
-            each.for_each(|(row, &token)| linear::unpack_row(values(&packed), token as usize, row));
-        }
-        Weight::Int8(matrix) => each.for_each(|(row, &token)| matrix.row(token as usize, row)),
+    team::each_chunk(&mut rows, ROWS_PER_TASK * width, |number, rows| {
+        let tokens = &tokens[number * ROWS_PER_TASK..];
+        rows.chunks_exact_mut(width).zip(tokens).for_each(|(row, &token)| table.row(token as usize, row));
+    });
+    let shape = [tokens.len(), width];
+    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(rows, shape)))
+}
+
+/// What the layers of a model share in one step.
+#[derive(Debug)]
+pub(crate) struct Layers<'a> {
+    pub(crate) config: &'a LlamaConfig,
+    pub(crate) rope: &'a Rope,
+    pub(crate) cache: &'a mut KvCache,
+    pub(crate) workspace: &'a mut Workspace,
+    /// Where each row stands. Rows of one lane are in order.
+    pub(crate) places: &'a [Place],
+}
+
+impl Layers<'_> {
+    /// One layer: attention and feed-forward, each added to the residual stream `[rows, hidden]`.
+    pub(crate) fn layer(&mut self, x: Tensor<2>, number: usize, weights: &LayerWeights) -> Tensor<2> {
+        let mut x = primitive(x);
+        self.attention(x.storage_mut(), number, weights);
+        self.feed_forward(x.storage_mut(), weights);
+        Tensor::from_primitive::<Flex>(x)
     }
-    wrap(rows, width)
+
+    /// Causal attention of every row over its own lane, whose keys and values are first completed by the rows' own.
+    fn attention(&mut self, x: &mut [f32], number: usize, weights: &LayerWeights) {
+        let (rows, width) = (self.places.len(), self.config.qkv_width());
+        let Workspace { qkv, attended, scratch, .. } = &mut *self.workspace;
+        qkv.resize(rows * width, 0.0);
+        let normed = normed(x, &weights.attention_norm, self.config.rms_epsilon);
+        weights.qkv.multiply(rows, normed, scratch, Output::Set(qkv));
+        let (config, rope, places) = (self.config, self.rope, self.places);
+        team::each_chunk(qkv, ROWS_PER_TASK * width, |number, rows| {
+            let places = &places[number * ROWS_PER_TASK..];
+            rows.chunks_exact_mut(width).zip(places).for_each(|(row, place)| turn(row, place, weights, config, rope));
+        });
+        remember(qkv, places, number, config, self.cache);
+        let heads = config.heads * config.head;
+        attended.resize(rows * heads, 0.0);
+        attend(qkv, places, number, config, self.cache, attended);
+        let copied = |row: usize, values: &mut [f32]| values.copy_from_slice(&attended[row * heads..][..heads]);
+        weights.attention_output.multiply(rows, copied, scratch, Output::Add(x));
+    }
+
+    /// The feed-forward part, gated by SiLU.
+    fn feed_forward(&mut self, x: &mut [f32], weights: &LayerWeights) {
+        let (rows, wide) = (self.places.len(), self.config.feed_forward);
+        let Workspace { gate_up, scratch, .. } = &mut *self.workspace;
+        gate_up.resize(rows * 2 * wide, 0.0);
+        let normed = normed(x, &weights.feed_forward_norm, self.config.rms_epsilon);
+        weights.gate_up.multiply(rows, normed, scratch, Output::Set(gate_up));
+        let gated = |row: usize, values: &mut [f32]| {
+            let (gate, up) = gate_up[row * 2 * wide..][..2 * wide].split_at(wide);
+            elementwise::swiglu(gate, up, values);
+        };
+        weights.down.multiply(rows, gated, scratch, Output::Add(x));
+    }
 }
 
-/// Root-mean-square norm of every row, times `weight`.
-pub(crate) fn rms_norm(x: Tensor<2>, weight: &[f32], epsilon: f32) -> Tensor<2> {
-    wrap(elementwise::rms_norm(values(&primitive(x)), weight, epsilon), weight.len())
-}
-
-/// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`.
-pub(crate) fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
+/// Writes `rows` of the residual stream, normed and mapped to logits, to `logits`: `[rows, vocabulary]`.
+pub(crate) fn logits(
+    x: Tensor<2>,
+    rows: &[usize],
+    norm: (&[f32], f32),
+    output: &Matrix,
+    workspace: &mut Workspace,
+    logits: &mut [f32],
+) {
     let x = primitive(x);
-    match weight {
-        Weight::F32 { packed, inputs, outputs } => {
-            let packed = primitive(Tensor::clone(packed));
-            wrap(linear::linear(values(&x), values(&packed), *inputs, *outputs), *outputs)
+    let x = x.as_slice().expect("the residual stream is f32 and contiguous");
+    let normed = normed(x, norm.0, norm.1);
+    let selected = |row: usize, values: &mut [f32]| normed(rows[row], values);
+    output.multiply(rows.len(), selected, &mut workspace.scratch, Output::Set(logits));
+}
+
+/// Root-mean-square norms of rows.
+fn normed(x: &[f32], weight: &[f32], epsilon: f32) -> impl Fn(usize, &mut [f32]) + Sync {
+    let width = weight.len();
+    move |row, values| elementwise::rms_norm(&x[row * width..][..width], weight, epsilon, values)
+}
+
+/// What becomes of a row of queries, keys and values before they meet: the bias (Qwen2), the norms of heads (Qwen3), the rotation.
+fn turn(row: &mut [f32], place: &Place, weights: &LayerWeights, config: &LlamaConfig, rope: &Rope) {
+    if let Some(bias) = &weights.qkv_bias {
+        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+    }
+    if let Some(norms) = &weights.head_norms {
+        norm_heads(row, norms, config);
+    }
+    rope.turn(place.position, &mut row[..(config.heads + config.kv_heads) * config.head]);
+}
+
+fn norm_heads(row: &mut [f32], norms: &HeadNorms, config: &LlamaConfig) {
+    let (queries, rest) = row.split_at_mut(config.heads * config.head);
+    let keys = &mut rest[..config.kv_heads * config.head];
+    let mut before = vec![0.0; config.head];
+    for (heads, weight) in [(queries, &norms.queries), (keys, &norms.keys)] {
+        for head in heads.chunks_exact_mut(config.head) {
+            before.copy_from_slice(head);
+            elementwise::rms_norm(&before, weight, config.rms_epsilon, head);
         }
-        Weight::Int8(matrix) => wrap(matrix.multiply(values(&x)), matrix.outputs()),
     }
 }
 
-/// `bias` added to every row.
-pub(crate) fn add_bias(x: Tensor<2>, bias: &[f32]) -> Tensor<2> {
-    let mut x = primitive(x);
-    let rows: &mut [f32] = x.storage_mut();
-    rows.par_chunks_exact_mut(bias.len()).with_min_len(16).for_each(|row| {
-        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-    });
-    Tensor::from_primitive::<Flex>(x)
-}
-
-/// Root-mean-square norm of every head of queries and of keys, as Qwen3 has it; `qkv` holds queries, keys and values side by side.
-pub(crate) fn norm_heads(qkv: Tensor<2>, norms: &HeadNorms, config: &LlamaConfig) -> Tensor<2> {
-    let (queries, keys) = (config.heads * config.head, config.kv_heads * config.head);
-    let mut qkv = primitive(qkv);
-    let rows: &mut [f32] = qkv.storage_mut();
-    rows.par_chunks_exact_mut(config.qkv_width()).with_min_len(16).for_each(|row| {
-        let (of_queries, rest) = row.split_at_mut(queries);
-        for (heads, weight) in [(of_queries, &norms.queries), (&mut rest[..keys], &norms.keys)] {
-            heads.copy_from_slice(&elementwise::rms_norm(heads, weight, config.rms_epsilon));
-        }
-    });
-    Tensor::from_primitive::<Flex>(qkv)
-}
-
-/// `silu(gate) · up` of rows that hold both side by side: `[rows, 2 · width]` to `[rows, width]`.
-pub(crate) fn swiglu(gate_up: Tensor<2>, width: usize) -> Tensor<2> {
-    wrap(elementwise::swiglu(values(&primitive(gate_up)), width), width)
-}
-
-/// Causal attention of every row over its own lane, whose keys and values are first completed by the rows' own.
-///
-/// `qkv` holds queries, keys and values side by side; `places` says where each row stands. Rows of one lane are in order.
-pub(crate) fn attention(
-    qkv: Tensor<2>,
-    places: &[Place],
-    layer: usize,
-    config: &LlamaConfig,
-    rope: &Rope,
-    cache: &mut KvCache,
-) -> Tensor<2> {
-    let mut qkv = primitive(qkv);
-    let qkv: &mut [f32] = qkv.storage_mut();
-    let (turned, keys) = ((config.heads + config.kv_heads) * config.head, config.heads * config.head);
-    qkv.par_chunks_exact_mut(config.qkv_width())
-        .with_min_len(16)
-        .zip(places)
-        .for_each(|(row, place)| rope.turn(place.position, &mut row[..turned]));
+/// Keeps the rows' keys and values.
+fn remember(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &mut KvCache) {
+    let keys = config.heads * config.head;
     for (row, place) in qkv.chunks_exact(config.qkv_width()).zip(places) {
         let (new_keys, new_values) = row[keys..].split_at(config.kv_heads * config.head);
         let heads = new_keys.chunks_exact(config.head).zip(new_values.chunks_exact(config.head));
@@ -151,37 +165,28 @@ pub(crate) fn attention(
             cache.write(HeadPlace { lane: place.lane, layer, head }, place.position, key, value);
         }
     }
-    wrap(attend(qkv, places, layer, config, cache), keys)
 }
 
-/// One task per row and head of the cache: the output of both together is one stretch. Short ones are bundled, as a second thread
-/// takes longer to wake than they take.
-fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache) -> Vec<f32> {
+/// One piece of work per row and head of the cache: the output of both together is one stretch. Short ones are bundled, as a second
+/// thread takes longer to begin than they take.
+fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache, out: &mut [f32]) {
     let group = config.group() * config.head;
-    let mut out = vec![0.0; places.len() * config.heads * config.head];
     let positions: usize = places.iter().map(|place| place.position + 1).sum();
     let bundle = (POSITIONS_PER_TASK * places.len()).div_ceil(positions.max(1));
-    out.par_chunks_exact_mut(group).with_min_len(bundle).enumerate().for_each_init(Vec::new, |scores, (task, out)| {
-        let (row, head) = (task / config.kv_heads, task % config.kv_heads);
-        let Place { lane, position } = places[row];
-        let queries = &qkv[row * config.qkv_width() + head * group..][..group];
-        let first = config.windows[layer].map_or(0, |window| (position + 1).saturating_sub(window));
-        let head = HeadCache { first, ..cache.head(HeadPlace { lane, layer, head }) };
-        attention::attend(queries, head, position + 1, scores, out);
+    team::each_chunk(out, bundle * group, |number, out| {
+        let mut scores = Vec::new();
+        for (piece, out) in (number * bundle..).zip(out.chunks_exact_mut(group)) {
+            let (row, head) = (piece / config.kv_heads, piece % config.kv_heads);
+            let Place { lane, position } = places[row];
+            let queries = &qkv[row * config.qkv_width() + head * group..][..group];
+            let first = config.windows[layer].map_or(0, |window| (position + 1).saturating_sub(window));
+            let head = HeadCache { first, ..cache.head(HeadPlace { lane, layer, head }) };
+            attention::attend(queries, head, position + 1, &mut scores, out);
+        }
     });
-    out
 }
 
-/// The backend's own tensor. All tensors here were made by [`wrap`] or by burn from such ones, so they are the CPU's.
-fn primitive<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+/// The backend's own tensor. The residual stream is made by [`embed`], so it is the CPU's.
+fn primitive(tensor: Tensor<2>) -> FlexTensor {
     tensor.try_into_primitive::<Flex>().expect("every tensor of the model is on burn-flex")
-}
-
-fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().expect("rows made or selected as a whole are contiguous f32")
-}
-
-fn wrap(values: Vec<f32>, width: usize) -> Tensor<2> {
-    let shape = [values.len() / width, width];
-    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, shape)))
 }

@@ -2,18 +2,14 @@
 
 use std::{collections::HashSet, sync::Mutex};
 
-use parlance_inference_kernels::{
-    PANEL,
-    int8::Int8Matrix,
-    linear::{pack, packed_len},
-};
+use parlance_inference_kernels::{PANEL, int8::Int8Matrix, linear::F32Matrix};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
     config::LlamaConfig,
     gguf::{TensorInfo, dequantise},
-    ops::Weight,
+    matrix::Matrix,
     precision::Numbers,
     rope::Scaling,
     tensors::{ROPE_FACTORS, Tensors},
@@ -22,11 +18,11 @@ use crate::{
 /// All weights of a model.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    pub(crate) embedding: Weight,
+    pub(crate) embedding: Matrix,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) output_norm: Vec<f32>,
     /// The map to logits, where it is not the embedding.
-    output: Option<Weight>,
+    output: Option<Matrix>,
 }
 
 /// The weights of one layer.
@@ -34,16 +30,16 @@ pub(crate) struct Weights {
 pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values in one product.
-    pub(crate) qkv: Weight,
+    pub(crate) qkv: Matrix,
     /// What is added to them, where the family has it.
     pub(crate) qkv_bias: Option<Vec<f32>>,
     /// The norms of each head of queries and of keys, where the family has them.
     pub(crate) head_norms: Option<HeadNorms>,
-    pub(crate) attention_output: Weight,
+    pub(crate) attention_output: Matrix,
     pub(crate) feed_forward_norm: Vec<f32>,
     /// Gate and up in one product.
-    pub(crate) gate_up: Weight,
-    pub(crate) down: Weight,
+    pub(crate) gate_up: Matrix,
+    pub(crate) down: Matrix,
 }
 
 /// The weights of the norms of heads, one head wide.
@@ -82,17 +78,17 @@ impl Weights {
     }
 
     /// The map to logits.
-    pub(crate) fn output(&self) -> &Weight {
+    pub(crate) fn output(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
     /// What the matrices take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let of_layer = |layer: &LayerWeights| {
-            [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down].map(Weight::bytes).iter().sum::<usize>()
+            [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down].map(Matrix::bytes).iter().sum::<usize>()
         };
         let layers: usize = self.layers.iter().map(of_layer).sum();
-        self.embedding.bytes() + self.output.as_ref().map_or(0, Weight::bytes) + layers
+        self.embedding.bytes() + self.output.as_ref().map_or(0, Matrix::bytes) + layers
     }
 }
 
@@ -164,7 +160,7 @@ impl WeightReader<'_> {
     }
 
     /// Several matrices over the same inputs as one, their outputs in order.
-    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Weight, ModelError> {
+    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Matrix, ModelError> {
         let tensors = parts.iter().map(|&(name, outputs)| self.tensors.shaped(name, &[inputs, outputs]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
@@ -172,16 +168,16 @@ impl WeightReader<'_> {
             tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row))).collect();
         let weight = match self.numbers {
             Numbers::F32 => {
-                let mut packed = vec![0.0; packed_len(outputs, inputs)];
-                let panels = packed.par_chunks_exact_mut(PANEL * inputs);
-                each_panel(panels, &rows, inputs, |panel, values| pack(values, inputs, panel));
-                Weight::f32(packed, inputs, outputs)
+                let mut matrix = F32Matrix::new(inputs, outputs);
+                let panels = matrix.panels_mut();
+                each_panel(panels, &rows, inputs, |mut panel, values| panel.fill(values));
+                Matrix::F32(matrix)
             }
             Numbers::Int8 => {
                 let mut matrix = Int8Matrix::new(inputs, outputs);
                 let panels = matrix.panels_mut();
                 each_panel(panels, &rows, inputs, |mut panel, values| panel.fill(values));
-                Weight::Int8(matrix)
+                Matrix::Int8(matrix)
             }
         };
         tensors.into_iter().for_each(|tensor| self.done(tensor));

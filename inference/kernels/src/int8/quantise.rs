@@ -1,18 +1,18 @@
 //! Bringing values to 8 bits.
 
-use rayon::prelude::*;
-
 use super::{GROUP, LARGEST, OFFSET};
-use crate::simd::{LANES, vectorised};
+use crate::{
+    panels::PREPARED_ROWS,
+    simd::{LANES, vectorised},
+    team::{self, Chunks},
+};
 
-/// Rows per task; fewer are not worth a second thread.
-const ROWS_PER_TASK: usize = 16;
-
-/// Rows of activations in 8 bits.
-#[derive(Debug)]
-pub(super) struct Rows {
-    count: usize,
+/// Rows of activations in 8 bits. Its memory is used again for the next ones.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
     groups: usize,
+    /// As they came: `[row][width]`.
+    floats: Vec<f32>,
     /// `[row][group][GROUP]`; the last group is filled up with zeros.
     values: Vec<i8>,
     /// `[row][group]`.
@@ -30,28 +30,41 @@ pub(super) struct Row<'a> {
 }
 
 impl Rows {
-    /// Brings each row of `width` values to 8 bits.
-    pub(super) fn quantise(x: &[f32], width: usize) -> Self {
-        let (count, groups) = (x.len() / width, width.div_ceil(GROUP));
-        let mut values = vec![0; count * groups * GROUP];
-        let mut scales = vec![0.0; count * groups];
-        let mut corrections = vec![0; count * groups];
-        let rows = values.par_chunks_exact_mut(groups * GROUP).zip(x.par_chunks_exact(width));
-        let rows = rows.zip(scales.par_chunks_exact_mut(groups).zip(corrections.par_chunks_exact_mut(groups)));
-        rows.with_min_len(ROWS_PER_TASK).for_each(|((values, x), (scales, corrections))| {
-            quantise_row(x, values, scales, corrections);
+    /// Brings rows of `width` values to 8 bits; `fill` writes each.
+    pub(super) fn quantise(&mut self, rows: usize, width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let groups = width.div_ceil(GROUP);
+        self.groups = groups;
+        self.floats.resize(rows * width, 0.0);
+        // What fills up the last group may stem from a matrix of another width.
+        if !width.is_multiple_of(GROUP) {
+            self.values.clear();
+        }
+        self.values.resize(rows * groups * GROUP, 0);
+        self.scales.resize(rows * groups, 0.0);
+        self.corrections.resize(rows * groups, 0);
+        let floats = Chunks::new(&mut self.floats, PREPARED_ROWS * width);
+        let values = Chunks::new(&mut self.values, PREPARED_ROWS * groups * GROUP);
+        let scales = Chunks::new(&mut self.scales, PREPARED_ROWS * groups);
+        let corrections = Chunks::new(&mut self.corrections, PREPARED_ROWS * groups);
+        team::each(floats.count(), |number| {
+            // SAFETY: every index is met once.
+            let (floats, values) = unsafe { (floats.get(number), values.get(number)) };
+            // SAFETY: as above.
+            let (scales, corrections) = unsafe { (scales.get(number), corrections.get(number)) };
+            let rows = floats.chunks_exact_mut(width).zip(values.chunks_exact_mut(groups * GROUP));
+            let rows = rows.zip(scales.chunks_exact_mut(groups).zip(corrections.chunks_exact_mut(groups)));
+            for (row, ((floats, values), (scales, corrections))) in rows.enumerate() {
+                fill(number * PREPARED_ROWS + row, floats);
+                quantise_row(floats, values, scales, corrections);
+            }
         });
-        Self { count, groups, values, scales, corrections }
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count
     }
 
     pub(super) fn groups(&self) -> usize {
         self.groups
     }
 
+    #[inline(always)]
     pub(super) fn row(&self, row: usize) -> Row<'_> {
         let groups = row * self.groups..(row + 1) * self.groups;
         Row {

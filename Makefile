@@ -54,10 +54,11 @@ bench: ## Measure turns per second, memory per session and the model
 	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench products --bench batching \
 		--bench context
 
-bench-inference: ## Measure the model over HTTP, beside llama.cpp's server if it is in target/services/peers
+bench-inference: ## Measure the model over HTTP beside llama.cpp's server, and vLLM if `.ci/services vllm` installed it
 	@.ci/services build
 	$(CARGO) build --release -p parlance
 	target/release/parlance model fetch
+	@.ci/services peers
 	$(CARGO) bench --quiet --workspace --bench inference
 
 notices: ## Write THIRD-PARTY-NOTICES.md anew

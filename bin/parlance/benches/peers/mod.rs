@@ -1,20 +1,37 @@
-//! Who is measured: this node, and llama.cpp's server with the same model in several formats.
+//! Who is measured: this node, and llama.cpp's server and vLLM with the same model in several formats.
+
+pub(crate) mod load;
+mod memory;
+pub(crate) mod report;
+pub(crate) mod row;
 
 use std::{
-    fs,
-    net::TcpListener,
+    env,
+    fs::{self, File},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::common::{Node, PATIENCE, Place, get};
+use crate::common::{Node, Place, get, wait};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-/// Where peers are looked for.
+const MODEL: &str = "smollm2-135m-instruct.gguf";
+/// Where `.ci/services` puts peers.
 const PEERS: &str = "target/services/peers";
 /// Lanes: as many as there are callers at most.
 const LANES: &str = "32";
+/// Room of a lane, and of all of them.
+const LANE_TOKENS: &str = "640";
+const ALL_TOKENS: &str = "20480";
+/// vLLM compiles its model at every start: minutes where others use the machine too.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Both peers can be told to go on past the end of the text. This node cannot; the prompts make the model go on, and the report has what
+/// was counted.
+const LLAMA_SWITCHES: &[(&str, bool)] = &[("ignore_eos", true), ("cache_prompt", false)];
+const VLLM_SWITCHES: &[(&str, bool)] = &[("ignore_eos", true)];
 
 /// A server that can be measured.
 pub(crate) struct Subject {
@@ -27,112 +44,151 @@ enum Kind {
     Parlance(&'static str),
     /// llama.cpp's server, with a model file.
     Llama(PathBuf),
+    /// vLLM, with a type of numbers.
+    Vllm(&'static str),
 }
 
 /// A server that runs. Dropping it ends it.
 pub(crate) struct Running {
     pub(crate) url: String,
-    pub(crate) cold_start: Duration,
+    /// When it was started.
+    pub(crate) began: Instant,
+    /// What its requests have beside the interface that all share.
+    pub(crate) switches: &'static [(&'static str, bool)],
     process: Process,
 }
 
 enum Process {
     Node(Node, #[expect(dead_code, reason = "kept as long as its node")] Place),
-    Peer(Child),
+    Peer(Peer),
 }
+
+/// A process of somebody else's, with those that it starts. Dropping it ends them all.
+struct Peer(Child);
 
 /// Everybody who is there.
 pub(crate) fn subjects() -> Vec<Subject> {
-    let mut subjects = vec![
-        Subject { name: "parlance int8".into(), kind: Kind::Parlance("int8") },
-        Subject { name: "parlance f32".into(), kind: Kind::Parlance("f32") },
-    ];
-    let formats = [("Q4_1, as shipped", model_file()), ("Q8_0", peer("q8_0.gguf")), ("Q4_0", peer("q4_0.gguf"))];
-    let present = formats.into_iter().filter(|(_, path)| path.is_file() && server().is_file());
-    subjects
-        .extend(present.map(|(format, path)| Subject { name: format!("llama.cpp {format}"), kind: Kind::Llama(path) }));
-    subjects
+    let ours = ["int8", "f32"].map(|precision| (format!("parlance {precision}"), Kind::Parlance(precision)));
+    let made = ["Q8_0", "Q4_0", "BF16", "F32"].map(|format| (format, peers().join(format!("formats/{format}.gguf"))));
+    let files = [("Q4_1, as shipped", model_file())].into_iter().chain(made);
+    let llama = files.filter(|(_, file)| llama_server().is_file() && file.is_file());
+    let llama = llama.map(|(format, file)| (format!("llama.cpp {format}"), Kind::Llama(file)));
+    let vllm = [("BF16", "bfloat16"), ("F32", "float32")].into_iter().filter(|_| vllm_python().is_file());
+    let vllm = vllm.map(|(format, numbers)| (format!("vLLM {format}"), Kind::Vllm(numbers)));
+    ours.into_iter().chain(llama).chain(vllm).map(|(name, kind)| Subject { name, kind }).collect()
 }
 
-fn peer(name: &str) -> PathBuf {
-    Path::new(ROOT).join(PEERS).join(name)
+fn peers() -> PathBuf {
+    Path::new(ROOT).join(PEERS)
 }
 
-fn server() -> PathBuf {
-    peer("bin/llama-server")
+fn llama_server() -> PathBuf {
+    peers().join("bin/llama-server")
+}
+
+fn vllm_python() -> PathBuf {
+    peers().join("vllm/bin/python")
 }
 
 fn model_file() -> PathBuf {
-    Path::new(ROOT).join("models/smollm2-135m-instruct.gguf")
+    let models = env::var_os("PARLANCE_MODEL_DIR").map_or_else(|| Path::new(ROOT).join("models"), PathBuf::from);
+    models.join(MODEL)
 }
 
 impl Subject {
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.kind, Kind::Parlance(_))
+    }
+
+    /// Starts it and waits until it takes requests.
     pub(crate) fn start(&self) -> Running {
         match &self.kind {
             Kind::Parlance(precision) => start_node(precision),
-            Kind::Llama(model) => start_llama(model),
+            Kind::Llama(file) => self.start_peer(llama_command(file), LLAMA_SWITCHES),
+            Kind::Vllm(numbers) => self.start_peer(vllm_command(numbers), VLLM_SWITCHES),
         }
+    }
+
+    fn start_peer(&self, mut command: Command, switches: &'static [(&'static str, bool)]) -> Running {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+        let log = peers().join(format!("{}.log", self.name));
+        let output = File::create(&log).expect("a log file");
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a second handle")).stderr(output);
+        let began = Instant::now();
+        let mut peer = Peer(command.spawn().expect("the peer starts"));
+        let url = format!("http://127.0.0.1:{port}");
+        while TcpStream::connect(("127.0.0.1", port)).is_err() || get(&format!("{url}/health")).status != 200 {
+            let is_up = peer.0.try_wait().expect("our own child").is_none();
+            assert!(is_up && began.elapsed() < PATIENCE, "never ready, see {}", log.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        Running { url, began, switches, process: Process::Peer(peer) }
     }
 }
 
 fn start_node(precision: &str) -> Running {
     let place = Place::new();
     let source = fs::canonicalize(model_file()).expect("the model was fetched");
-    let config =
-        format!("[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\n", source.display());
+    let config = format!(
+        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\ncontext_tokens = {LANE_TOKENS}\n",
+        source.display()
+    );
     let config = place.file("parlance.toml", config);
     let mut up = place.parlance();
     up.args(["up", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data").arg(place.data());
     let began = Instant::now();
     let node = Node::start(&place, &mut up);
     node.wait_ready();
-    let (url, cold_start) = (format!("http://{}", node.address()), began.elapsed());
-    Running { url, cold_start, process: Process::Node(node, place) }
+    let url = format!("http://{}", node.address());
+    Running { url, began, switches: &[], process: Process::Node(node, place) }
 }
 
-fn start_llama(model: &Path) -> Running {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
-    let mut command = Command::new(server());
-    command.arg("-m").arg(model).args(["--host", "127.0.0.1", "--port", &port.to_string(), "-np", LANES]);
-    // 512 tokens for each of the lanes.
-    command.args(["-c", "16384", "--threads", "2"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let began = Instant::now();
-    let child = command.spawn().expect("the peer starts");
-    let url = format!("http://127.0.0.1:{port}");
-    let mut running = Running { url, cold_start: Duration::ZERO, process: Process::Peer(child) };
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
-        || get(&format!("{}/health", running.url)).status != 200
-    {
-        assert!(began.elapsed() < PATIENCE, "the peer never became ready");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    running.cold_start = began.elapsed();
-    running
+fn llama_command(file: &Path) -> Command {
+    let mut command = Command::new(llama_server());
+    let threads = cores().to_string();
+    command.arg("-m").arg(file).args(["-np", LANES, "-c", ALL_TOKENS, "-t", &threads, "-tb", &threads]);
+    command.args(["--cache-ram", "0"]);
+    command
+}
+
+fn vllm_command(numbers: &str) -> Command {
+    let mut command = Command::new(vllm_python());
+    command.args(["-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "default", "--dtype", numbers]);
+    command.arg("--model").arg(peers().join("safetensors"));
+    command.args(["--max-num-seqs", LANES, "--max-model-len", LANE_TOKENS, "--no-enable-prefix-caching"]);
+    let cache = peers().join("vllm-cache");
+    command.env("VLLM_CACHE_ROOT", &cache).env("TORCHINDUCTOR_CACHE_DIR", cache.join("inductor"));
+    // Left to itself it would keep one core free, which no other subject does.
+    let cores = format!("0-{}", cores() - 1);
+    command.env("VLLM_CPU_OMP_THREADS_BIND", cores).env("VLLM_CPU_KVCACHE_SPACE", "2");
+    command.env("LD_PRELOAD", peers().join("vllm/lib/libiomp5.so"));
+    command.env("HF_HUB_OFFLINE", "1").env("VLLM_NO_USAGE_STATS", "1");
+    command
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Running {
-    /// Whether it is somebody else's.
-    pub(crate) fn is_peer(&self) -> bool {
-        matches!(self.process, Process::Peer(_))
-    }
-
-    /// The most memory that the process ever had resident, in bytes.
-    pub(crate) fn peak_bytes(&self) -> u64 {
-        let id = match &self.process {
-            Process::Node(node, _) => node.id(),
-            Process::Peer(child) => child.id(),
-        };
-        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells it");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1_024
+    /// What it needs at most, in bytes: the peak of one process, or what several have now.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        match &self.process {
+            Process::Node(node, _) => memory::peak_bytes(node.id()),
+            Process::Peer(peer) if memory::family(peer.0.id()).len() == 1 => memory::peak_bytes(peer.0.id()),
+            Process::Peer(peer) => memory::family_bytes(peer.0.id()),
+        }
     }
 }
 
-impl Drop for Running {
+impl Drop for Peer {
     fn drop(&mut self) {
-        if let Process::Peer(child) = &mut self.process {
-            let _ended = child.kill();
-            let _reaped = child.wait();
+        let family: Vec<String> = memory::family(self.0.id()).iter().map(u32::to_string).collect();
+        let _asked = Command::new("kill").arg("-TERM").arg(&family[0]).status();
+        let _ended = wait(&mut self.0);
+        if family.len() > 1 {
+            let _rest = Command::new("kill").arg("-KILL").args(&family[1..]).stderr(Stdio::null()).status();
         }
     }
 }

@@ -220,7 +220,6 @@ mod tests {
             tenant: "t",
             affinity: 9,
             promised: true,
-            promised: false,
             drop_oldest,
         }
     }

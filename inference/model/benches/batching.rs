@@ -13,8 +13,8 @@ use std::{
 
 use common::load_default_model;
 use parlance_inference_engine::{
-    CancelHandle, ChatMessage, ChatRole, Engine, EngineOptions, GenerateEvent, GenerateRequest, PreparedPrompt,
-    Priority, PromptBudget, Replica, Sampling, StepCosts,
+    CancelHandle, ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest,
+    PreparedPrompt, Priority, PromptBudget, Replica, Sampling, StepCosts,
 };
 
 const STREAMS: usize = 4;
@@ -58,17 +58,19 @@ impl Seen {
     }
 }
 
-fn start(options: EngineOptions) -> Box<dyn Replica> {
+fn start(options: EngineOptions) -> EngineReplica {
     let mut loaded = load_default_model(STREAMS + 1);
     let costs = StepCosts::measure(&mut loaded.model).expect("it computes");
-    Box::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..options }))
+    Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..options })
 }
 
 /// Lets four replies run, submits the long prompt, and watches them until it has its first token.
 fn disturb(replica: &dyn Replica, round: usize) -> Seen {
     let start = |stream| Stream::start(replica, story(replica, round, stream), 400);
     let mut streams: Vec<_> = (0..STREAMS).map(start).collect();
-    streams.iter_mut().for_each(|stream| (0..10).for_each(|_| drop(stream.next())));
+    for stream in &mut streams {
+        (0..10).for_each(|_| _ = stream.next());
+    }
     let long = (0..LONG_PROMPT).map(|at| (1_000 + (at * 7 + round) % 20_000) as u32).collect();
     let submitted = Instant::now();
     let begun = Stream::start(replica, given(long), 1).next();

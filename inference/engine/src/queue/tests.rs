@@ -115,17 +115,30 @@ fn a_tenant_with_its_share_leaves_lanes_to_others() {
     // The other tenant has nothing here, but was seen a moment ago.
     assert_eq!(harness.queue.take_stock(harness.now + Duration::from_secs(59)), 2);
     let taken = (0..LANES).rev().map_while(|left| harness.queue.pop(left + 1)).count();
-    assert_eq!(taken, 14);
+    assert_eq!(taken, 12);
     harness.push("light", 1);
-    let light = harness.queue.pop(2).expect("a lane is kept");
+    let light = harness.queue.pop(4).expect("a lane is kept");
     assert_eq!(light.request.tenant, "light");
-    assert!(harness.queue.pop(1).is_none());
+    assert!(harness.queue.pop(3).is_none());
     let ranks = ["light", "flood"].map(|tenant| harness.queue.rank(tenant));
     assert!(ranks[0] < ranks[1] && ranks[0].is_owed() && !ranks[1].is_owed(), "its prompt goes first: {ranks:?}");
     // Once nobody else is expected back, the flood may have everything.
     harness.queue.ended("light");
     assert_eq!(harness.queue.take_stock(harness.now + Duration::from_secs(61)), 1);
     assert!(harness.queue.pop(1).is_some());
+}
+
+#[test]
+fn lanes_are_never_kept_for_nobody_but_the_absent() {
+    for lanes in 1..20 {
+        let mut harness = Harness { queue: FairQueue::new(lanes, CONTEXT), ..Harness::new() };
+        harness.push("absent", 0);
+        harness.queue.take(|_| true);
+        harness.push("served", 1);
+        harness.queue.charge("served", 10 * CONTEXT, 0);
+        assert_eq!(harness.queue.take_stock(harness.now), 2);
+        assert!(harness.queue.pop(lanes).is_some(), "all of {lanes} lanes are idle, and somebody waits");
+    }
 }
 
 #[test]

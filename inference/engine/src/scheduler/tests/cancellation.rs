@@ -16,7 +16,7 @@ fn run_with_victim(steps: usize, hangs_up_after: usize, end: impl FnOnce(&Cancel
     let asked = GenerateRequest { max_tokens: 25, ..long_request(40) };
     let cancel = harness.submit_to(victim.sink_that_hangs_up_after(hangs_up_after), asked);
     let (behind, _) = harness.submit(behind);
-    (0..steps).for_each(|_| drop(harness.step()));
+    (0..steps).for_each(|_| assert_ne!(harness.step(), Step::Dead));
     end(&cancel);
     (harness, victim, [first, second, behind])
 }
@@ -70,7 +70,7 @@ fn a_lane_that_was_given_back_is_the_next_ones_within_a_step() {
         let (ear, cancel) = harness.submit(long_request(20));
         let neighbour = request(prompt(3, 10), 10);
         let (other, _) = harness.submit(neighbour.clone());
-        (0..steps).for_each(|_| drop(harness.step()));
+        (0..steps).for_each(|_| assert_ne!(harness.step(), Step::Dead));
         let before = ear.heard();
         assert_eq!(before.ids.is_empty(), steps < 3);
         cancel.cancel();

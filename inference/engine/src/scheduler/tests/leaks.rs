@@ -66,7 +66,7 @@ fn fuzz_request(harness: &Harness, dice: u64) -> (Fate, GenerateRequest, usize) 
     match dice / 400 % 20 {
         0 => {
             fate = Fate::Poisoned;
-            tokens.push([MAKES_NAN, MAKES_ERROR][(dice / 8000 % 2) as usize]);
+            tokens.push([MAKES_NAN, MAKES_ERROR, MAKES_NAN, MAKES_ERROR, MAKES_STOP][(dice / 8000 % 5) as usize]);
         }
         1 | 2 => (fate, events) = (Fate::HangsUp, 1 + (dice / 8000 % 4) as usize),
         3 | 4 => {

@@ -202,7 +202,7 @@ fn a_long_prompt_hardly_slows_the_streams_beside_it() {
         let mut simulation = Simulation::with(options);
         let stream = Arrival { at_us: 0, tenant: "streams", prompt: 20, tokens: 400 };
         (0..4).for_each(|_| simulation.submit(stream, false).expect("a place is free"));
-        (0..20).for_each(|_| drop(simulation.step()));
+        (0..20).for_each(|_| assert_eq!(simulation.step(), Step::Worked));
         simulation.seen.lock().expect("no test thread panicked").clear();
         let long = Arrival { at_us: simulation.now_us(), tenant: "long", prompt: 1_500, tokens: 1 };
         simulation.submit(long, false).expect("a place is free");
@@ -215,7 +215,6 @@ fn a_long_prompt_hardly_slows_the_streams_beside_it() {
     };
     let chunked = slowest(EngineOptions::default());
     let whole = slowest(EngineOptions { step_tokens: 1 << 20, prefill_chunk: 1 << 20, ..EngineOptions::default() });
-    println!("p99 from token to token: {chunked:?} in chunks, {whole:?} as a whole");
     assert!(whole >= 5 * chunked, "{chunked:?} against {whole:?}");
 }
 
@@ -234,7 +233,6 @@ fn a_flood_at_ten_times_the_rate_at_most_doubles_a_light_tenants_wait() {
         assert!(flood.refused > 1_000, "no flood: {} refused of {}", flood.refused, flood.first_tokens_us.len());
         assert_eq!(flooded.refused, 0, "the light tenant asks for less than its share");
         let [solo, flooded] = [&solo, &flooded].map(|seen| quantile(&seen.first_tokens_us, 95));
-        println!("flood of {prompt} + {tokens}: p95 {flooded:?} against {solo:?}");
         assert!(flooded <= 2 * solo, "a flood of {prompt} + {tokens}: {flooded:?} against {solo:?}");
     }
 }
@@ -255,7 +253,6 @@ fn two_backlogged_tenants_get_equally_much_of_a_minute() {
         assert_eq!(simulation.step(), Step::Worked);
     }
     let [reads, writes] = kinds.map(|(tenant, ..)| simulation.seen(tenant).weighted);
-    println!("{reads} against {writes} weighted tokens");
     assert!(reads.abs_diff(writes) * 10 <= reads.max(writes), "{reads} against {writes}");
 }
 
@@ -269,10 +266,9 @@ fn under_overload_the_accepted_are_served_in_time_and_as_many_as_can_be() {
         simulation.rest();
         (simulation.seen("all"), tokens as f64 / seconds)
     };
-    let (busy, peak) = run(9.0);
+    let (_, peak) = run(9.0);
     let (flooded, rate) = run(30.0);
     let p99 = quantile(&flooded.first_tokens_us, 99);
-    println!("{} and {} refused, {peak:.0} and {rate:.0} tokens/s, p99 {p99:?}", busy.refused, flooded.refused);
     assert!(flooded.refused > flooded.first_tokens_us.len());
     assert!(p99 <= target.mul_f64(1.5), "{p99:?}");
     assert!(rate >= 0.9 * peak, "{rate} tokens/s against {peak}");
@@ -286,9 +282,8 @@ fn a_refused_caller_is_told_the_truth() {
         let at = |simulation: &Simulation| Arrival { at_us: simulation.now_us(), tenant: "all", prompt, tokens };
         let wait = loop {
             let now = at(&simulation);
-            match simulation.submit(now, false) {
-                Err(wait) => break wait.as_micros() as u64,
-                Ok(()) => {}
+            if let Err(wait) = simulation.submit(now, false) {
+                break wait.as_micros() as u64;
             }
         };
         let refused_at = simulation.now_us();
@@ -304,7 +299,6 @@ fn a_refused_caller_is_told_the_truth() {
                 in_time = Some(admitted);
             }
         }
-        println!("told {wait} us, admitted after {early:?}");
         assert_eq!(in_time, Some(true), "told {wait} us, and refused again");
         assert!(early.is_some_and(|early| early * 4 >= wait), "told {wait} us, but {early:?} would have done");
     }

@@ -14,7 +14,7 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check services bench bench-inference notices
+.PHONY: help run test test-wgpu test-cuda check services bench bench-inference notices
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +38,27 @@ test: services ## Build everything and pass all tests
 	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log
 	@.ci/count target/test.log
 
+# Software Vulkan takes minutes, and the features build burn anew: neither belongs to `make test`.
+test-wgpu: ## Compute the tests' models by wgpu, on Mesa's software Vulkan where there is no GPU
+	@.ci/services build
+	@.ci/services wgpu
+	$(CARGO) build --release -p parlance
+	target/release/parlance model fetch
+	$(CARGO) test --release -p parlance-inference-model --features wgpu --lib --test reference -- on_wgpu --show-output
+
+test-cuda: ## Compute the tests' models by CUDA: needs a GPU, and downloads an LLVM for the build
+	@.ci/services build
+	$(CARGO) build --release -p parlance
+	target/release/parlance model fetch
+	$(CARGO) test --release -p parlance-inference-model --features cuda --lib --test reference -- on_cuda --show-output
+
+# DOCS_RS=1 keeps the build script of burn's CUDA backend from downloading an LLVM, which a check does not need.
 check: ## Formatting, lints, licences, documentation
 	@.ci/services build
 	@.ci/services check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	DOCS_RS=1 $(CARGO) clippy --release -p parlance-inference-model --all-targets --features cuda,wgpu -- -D warnings
 	$(CARGO) deny --log-level error check bans licenses sources
 	@.ci/notices --check
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --workspace

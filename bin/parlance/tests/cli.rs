@@ -74,6 +74,16 @@ fn config_check_prints_what_is_in_force_or_everything_that_is_wrong() {
     run(&place, &["config", "check", "--config", "/nowhere.toml"]).assert_refused(2, &["/nowhere.toml", "--config"]);
 }
 
+/// On machines without a CUDA device, whatever was built: the message differs, the remedy and the exit code do not.
+#[test]
+fn a_device_that_is_not_there_is_refused_at_the_start() {
+    let place = Place::new();
+    let config = place.file("cuda.toml", "[models.default]\nsource = '/nowhere.gguf'\ndevice = 'cuda:7'\n");
+    let refused = end(place.up().arg("--config").arg(&config));
+    refused.assert_refused(2, &["models.default: the device cuda:7 cannot be used", "CUDA", "device = \"cpu\""]);
+    assert!(!refused.stderr.contains("panicked"), "{refused:?}");
+}
+
 #[test]
 fn a_development_certificate_is_private_and_never_replaced_unasked() {
     let place = Place::new();

@@ -33,7 +33,7 @@ pub trait TokenModel: Send {
     /// that wants them, in input order, into `logits` (cleared first). A row that is not finite fails its own lane's request.
     ///
     /// Invariant: a lane's result depends on that lane's tokens alone, bit for bit, whatever else is in the batch and however
-    /// the tokens are cut into steps.
+    /// the tokens are cut into steps. Models whose numerics class begins with `tensor-` hold this but for rounding.
     ///
     /// # Errors
     ///

@@ -17,7 +17,8 @@ pub struct ReplicaInfo {
     pub name: String,
     /// SHA-256 over weights and tokenizer, in hexadecimal.
     pub digest: String,
-    /// The kernel set and precision: replicas with equal digest and numerics continue each other's tokens exactly.
+    /// The kernel set and precision: replicas with equal digest and numerics continue each other's tokens exactly. Those
+    /// of a class that begins with `tensor-` do so but for rounding, which depends on what is computed together.
     pub numerics: String,
     /// The most tokens of prompt and reply together.
     pub context_tokens: u32,

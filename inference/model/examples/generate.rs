@@ -1,18 +1,19 @@
 //! Answers one question greedily and prints how fast the model runs.
 //!
 //! ```sh
-//! cargo run --release -p parlance-inference-model --example generate -- models/smollm2-135m-instruct.gguf [f32]
+//! cargo run --release -p parlance-inference-model --example generate -- models/smollm2-135m-instruct.gguf [PRECISION] [DEVICE]
 //! ```
 #![expect(clippy::print_stdout, reason = "an example's output is its purpose")]
 
 use std::{
     error::Error,
     path::PathBuf,
+    str::FromStr,
     time::{Duration, Instant},
 };
 
 use parlance_inference_engine::{ChatMessage, ChatRole, LaneInput, TextCodec, TokenId, TokenModel};
-use parlance_inference_model::{LlamaModel, LoadOptions, LoadedModel, Precision, load};
+use parlance_inference_model::{LoadOptions, LoadedModel, Model, load};
 
 const QUESTION: &str = "What is the capital of France?";
 const DECODE_STEPS: usize = 32;
@@ -22,8 +23,12 @@ const PREFILL_TOKENS: usize = 512;
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).map_or_else(|| "models/smollm2-135m-instruct.gguf".into(), PathBuf::from);
     let begin = Instant::now();
-    let precision = if std::env::args().any(|argument| argument == "f32") { Precision::F32 } else { Precision::Auto };
-    let options = LoadOptions { lanes: 32, precision, ..LoadOptions::new("smollm2-135m-instruct") };
+    let options = LoadOptions {
+        lanes: 32,
+        precision: argument().unwrap_or_default(),
+        device: argument().unwrap_or_default(),
+        ..LoadOptions::new("smollm2-135m-instruct")
+    };
     let LoadedModel { mut model, codec } = load(&path, &options, &|_| {})?;
     println!("loaded and warm in {:.2} s: {:?}", begin.elapsed().as_secs_f64(), codec.info());
     println!("weights: {} MiB", model.weight_bytes() >> 20);
@@ -43,7 +48,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn answer(model: &mut LlamaModel, codec: &dyn TextCodec, prompt: &[TokenId]) -> Result<String, Box<dyn Error>> {
+/// The first argument behind the file that names such a thing.
+fn argument<T: FromStr>() -> Option<T> {
+    std::env::args().skip(2).find_map(|argument| argument.parse().ok())
+}
+
+fn answer(model: &mut Model, codec: &dyn TextCodec, prompt: &[TokenId]) -> Result<String, Box<dyn Error>> {
     let (mut logits, mut bytes) = (Vec::new(), Vec::new());
     model.step(&[LaneInput { lane: 0, start: 0, tokens: prompt, want_logits: true }], &mut logits)?;
     for start in prompt.len()..prompt.len() + 64 {
@@ -58,7 +68,7 @@ fn answer(model: &mut LlamaModel, codec: &dyn TextCodec, prompt: &[TokenId]) -> 
 }
 
 /// The mean time of a decode step with this many lanes.
-fn decode(model: &mut LlamaModel, lanes: usize) -> Result<Duration, Box<dyn Error>> {
+fn decode(model: &mut Model, lanes: usize) -> Result<Duration, Box<dyn Error>> {
     let (prompt, mut logits) = ([100; DECODE_CONTEXT], Vec::new());
     for lane in 0..lanes {
         model.step(&[LaneInput { lane, start: 0, tokens: &prompt, want_logits: false }], &mut logits)?;

@@ -8,7 +8,7 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use parlance_inference_engine::{LaneInput, TokenId};
-use parlance_inference_model::{ChatCodec, LlamaModel, LoadOptions, LoadedModel, Precision, load};
+use parlance_inference_model::{ChatCodec, LoadOptions, LoadedModel, Model, Precision, load};
 
 const WINDOW: usize = 512;
 
@@ -50,7 +50,7 @@ fn encode(codec: &ChatCodec, text: &str) -> Result<Vec<TokenId>, Box<dyn Error>>
 }
 
 /// The mean negative logarithm of the probability of each token but the first of each window.
-fn mean_loss(model: &mut LlamaModel, tokens: &[TokenId]) -> Result<f64, Box<dyn Error>> {
+fn mean_loss(model: &mut Model, tokens: &[TokenId]) -> Result<f64, Box<dyn Error>> {
     let (mut total, mut count) = (0.0, 0_usize);
     for window in tokens.chunks_exact(WINDOW) {
         let input = LaneInput { lane: 0, start: 0, tokens: window, want_logits: true };

@@ -8,6 +8,8 @@ use std::{
 use parlance_inference_engine::EngineError;
 use thiserror::Error;
 
+use crate::DeviceChoice;
+
 /// Why a model cannot be loaded.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -86,6 +88,14 @@ pub enum ModelError {
     #[error("{problem}; ask for fewer lanes or a shorter context")]
     Capacity {
         /// What does not fit.
+        problem: String,
+    },
+    /// What is to compute is not there, or cannot compute this.
+    #[error("the device {device} cannot be used: {problem}")]
+    Device {
+        /// The device asked for.
+        device: DeviceChoice,
+        /// Why not, and what to do.
         problem: String,
     },
     /// The model was loaded, but its first steps failed.

@@ -1,8 +1,9 @@
 //! Models of Llama's architecture and its relatives, read from GGUF files or safetensors directories and run by burn: weights,
 //! tokenizer, chat template, forward pass.
 //!
-//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The hot
-//! operations have one door to burn's backend, the module `ops`; the device is picked in one place, the module `device`.
+//! [`load`] turns a file or a directory into a [`LoadedModel`]: a model for the engine's thread and a codec to share. The device is picked
+//! in one place, the module `device`. On the processor the hot operations have one door to burn's backend, the module `ops`; on other
+//! devices the forward pass is in burn's own operations, the module `tensor`.
 
 mod checkpoint;
 mod codec;
@@ -14,11 +15,13 @@ mod kv;
 mod llama;
 mod load;
 mod matrix;
+mod model;
 mod ops;
 mod precision;
 mod rope;
 mod source;
 mod template;
+mod tensor;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -26,8 +29,10 @@ mod tokenizer;
 mod weights;
 
 pub use codec::ChatCodec;
-pub use device::DeviceChoice;
+pub use device::{DeviceChoice, UnknownDevice};
 pub use error::ModelError;
 pub use llama::LlamaModel;
 pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use model::Model;
 pub use precision::{Precision, UnknownPrecision};
+pub use tensor::TensorModel;

@@ -55,7 +55,7 @@ impl LlamaModel {
         inputs: &[LaneInput<'_>],
         mut visit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), EngineError> {
-        self.check(inputs)?;
+        check_inputs(inputs, &self.filled, self.context, self.config.vocabulary)?;
         let hidden = self.forward(inputs);
         let numbers =
             inputs.iter().enumerate().flat_map(|(at, input)| (0..input.tokens.len()).map(move |token| (at, token)));
@@ -95,25 +95,6 @@ impl LlamaModel {
         let norm = (&self.weights.output_norm[..], self.config.rms_epsilon);
         ops::logits(hidden, rows, norm, self.weights.output(), &mut self.workspace, logits);
     }
-
-    /// Refuses inputs that would read or write what is not the lane's own.
-    fn check(&self, inputs: &[LaneInput<'_>]) -> Result<(), EngineError> {
-        let mut seen = vec![false; self.filled.len()];
-        for input in inputs {
-            let LaneInput { lane, start, tokens, .. } = *input;
-            if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
-                return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
-            }
-            if tokens.is_empty() || start > self.filled[lane] || tokens.len() > self.context.saturating_sub(start) {
-                let (filled, count) = (self.filled[lane], tokens.len());
-                return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}, which holds {filled}")));
-            }
-            if let Some(token) = tokens.iter().find(|token| **token as usize >= self.config.vocabulary) {
-                return Err(failed(format!("there is no token {token}")));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl TokenModel for LlamaModel {
@@ -130,7 +111,7 @@ impl TokenModel for LlamaModel {
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.check(inputs)?;
+        check_inputs(inputs, &self.filled, self.context, self.config.vocabulary)?;
         if inputs.is_empty() {
             logits.clear();
             return Ok(());
@@ -156,6 +137,30 @@ fn wanted_rows(inputs: &[LaneInput<'_>]) -> Vec<usize> {
     rows.collect()
 }
 
-fn failed(what: impl Into<String>) -> EngineError {
+/// Refuses inputs that would read or write what is not the lane's own; `filled` says how many positions of each lane are written.
+pub(crate) fn check_inputs(
+    inputs: &[LaneInput<'_>],
+    filled: &[usize],
+    context: usize,
+    vocabulary: usize,
+) -> Result<(), EngineError> {
+    let mut seen = vec![false; filled.len()];
+    for input in inputs {
+        let LaneInput { lane, start, tokens, .. } = *input;
+        if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
+            return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
+        }
+        if tokens.is_empty() || start > filled[lane] || tokens.len() > context.saturating_sub(start) {
+            let (filled, count) = (filled[lane], tokens.len());
+            return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}, which holds {filled}")));
+        }
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(failed(format!("there is no token {token}")));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn failed(what: impl Into<String>) -> EngineError {
     EngineError::ModelFailed(what.into())
 }

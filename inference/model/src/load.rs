@@ -1,11 +1,17 @@
 //! From a file to a model that is ready to answer.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 
+use burn::tensor::DType;
 use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel};
 
 use crate::{
-    ChatCodec, DeviceChoice, LlamaModel, ModelError, Precision, kv::KvCache, source::Source, weights::Weights,
+    ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision,
+    device::Compute,
+    kv::KvCache,
+    source::{Description, Source},
+    tensor::{TensorModel, TensorOptions},
+    weights::{Weights, pack_rows},
 };
 
 const DEFAULT_LANES: usize = 16;
@@ -30,7 +36,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// 16 lanes of 2,048 tokens on the CPU, in the numbers that suit the file.
+    /// 16 lanes of 2,048 tokens, on the device and in the numbers that suit machine and file.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -67,7 +73,7 @@ pub struct LoadProgress {
 /// A model that is ready to answer.
 pub struct LoadedModel {
     /// The model, for the engine's thread.
-    pub model: LlamaModel,
+    pub model: Model,
     /// Its tokenizer and chat template, to share.
     pub codec: Arc<ChatCodec>,
 }
@@ -87,31 +93,53 @@ pub fn load(
     let total_bytes = source.bytes();
     let report = |stage, done_bytes| progress(LoadProgress { stage, done_bytes, total_bytes });
     report(LoadStage::Description, 0);
+    let compute = options.device.open(options.precision)?;
     let description = source.describe()?;
-    let config = description.config.clone();
     if options.lanes == 0 || options.context_tokens == 0 {
         return Err(ModelError::Capacity { problem: "a model needs at least one lane and one token".to_owned() });
     }
-    let numbers = options.precision.of(&description.tensors);
-    let context = config.context.min(options.context_tokens as usize);
-    let cache = KvCache::new(&config, options.lanes, context)?;
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.
-    let (digest, (text, weights)) = rayon::join(
+    let (digest, (text, built)) = rayon::join(
         || source.digest(),
-        || rayon::join(|| description.text(), || Weights::read(&description.tensors, &config, numbers, &on_weights)),
+        || rayon::join(|| description.text(), || build(&description, options, &compute, &on_weights)),
     );
     let (tokenizer, template) = text?;
-    let mut model = LlamaModel::new(config, weights?, cache, options.lanes, context);
+    let (mut model, numerics) = built?;
     report(LoadStage::WarmUp, total_bytes);
-    warm_up(&mut model)?;
-    let info = ReplicaInfo {
-        name: options.name.clone(),
-        digest,
-        numerics: numbers.numerics().to_owned(),
-        context_tokens: context as u32,
-    };
+    match model {
+        Model::Kernels(_) => warm_up(&mut model)?,
+        Model::Tensors(_) => options.device.guarded(|| warm_up(&mut model))??,
+    }
+    let info =
+        ReplicaInfo { name: options.name.clone(), digest, numerics, context_tokens: model.context_tokens() as u32 };
     Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })
+}
+
+/// Reads the weights into a model for what computes, and names its numerics class.
+fn build(
+    description: &Description<'_>,
+    options: &LoadOptions,
+    compute: &Compute,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Model, String), ModelError> {
+    let (config, tensors, lanes) = (description.config.clone(), &description.tensors, options.lanes);
+    let context = config.context.min(options.context_tokens as usize);
+    match compute {
+        Compute::Kernels => {
+            let numbers = options.precision.of(tensors);
+            let cache = KvCache::new(&config, lanes, context)?;
+            let weights = Weights::read(tensors, &config, &|rows: &_| pack_rows(rows, numbers), progress)?;
+            let model = LlamaModel::new(config, weights, cache, lanes, context);
+            Ok((Model::Kernels(Box::new(model)), numbers.numerics().to_owned()))
+        }
+        Compute::Tensors { kind, device, dtype } => {
+            let numerics = format!("tensor-{kind}-{}-1", DType::from(*dtype).name());
+            let tensor_options = TensorOptions { device: device.clone(), dtype: *dtype, lanes, context };
+            let read = || TensorModel::read(config, tensors, tensor_options, progress);
+            Ok((Model::Tensors(Box::new(options.device.guarded(read)??)), numerics))
+        }
+    }
 }
 
 /// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, and finds
@@ -124,8 +152,13 @@ pub fn inspect(source: &Path) -> Result<(), ModelError> {
     Source::open(source)?.describe().map(drop)
 }
 
-/// Prefills and decodes once, so that the first request finds threads and memory in place.
-fn warm_up(model: &mut LlamaModel) -> Result<(), ModelError> {
+/// Runs every shape where there are shapes, and prefills and decodes once, so that the first request finds all in place.
+fn warm_up(model: &mut Model) -> Result<(), ModelError> {
+    if let Model::Tensors(tensors) = model {
+        let begun = Instant::now();
+        let shapes = tensors.warm_up().map_err(ModelError::WarmUp)?;
+        tracing::info!(shapes, seconds = begun.elapsed().as_secs_f64(), "every shape of a step is warm");
+    }
     let count = WARM_UP_TOKENS.min(model.context_tokens());
     let tokens: Vec<_> = (0..count).map(|at| (at % model.vocabulary()) as u32).collect();
     let mut logits = Vec::new();

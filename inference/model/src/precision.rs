@@ -7,17 +7,22 @@ use crate::tensors::Tensors;
 /// How the weights of a model are kept, and so in which numbers its linear maps are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// [`Int8`](Self::Int8) for a file whose own weights have 8 bits or fewer, [`F32`](Self::F32) for others.
+    /// On the processor [`Int8`](Self::Int8) for a file whose own weights have 8 bits or fewer, [`F32`](Self::F32) for others. On
+    /// another device [`F16`](Self::F16) where it has that, else [`F32`](Self::F32).
     #[default]
     Auto,
     /// Floats of 32 bits: what the file says, exactly.
     F32,
+    /// Floats of 16 bits, for weights, cache and products; not on the processor.
+    F16,
+    /// The same with the range of [`F32`](Self::F32) and less precision, for models that [`F16`](Self::F16) cannot hold.
+    Bf16,
     /// 8 bits in groups of 64 with a scale each, over activations brought to 8 bits likewise: a quarter of the memory, several
-    /// times the speed.
+    /// times the speed. On the processor alone.
     Int8,
 }
 
-/// What [`Precision`] comes to for one file.
+/// What [`Precision`] comes to for one file on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Numbers {
     F32,
@@ -26,7 +31,7 @@ pub(crate) enum Numbers {
 
 /// Text that names no precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a precision. Choose auto, f32 or int8")]
+#[error("is not a precision. Choose auto, f32, f16, bf16 or int8")]
 pub struct UnknownPrecision;
 
 impl FromStr for Precision {
@@ -36,6 +41,8 @@ impl FromStr for Precision {
         match text {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
             "int8" => Ok(Self::Int8),
             _ => Err(UnknownPrecision),
         }
@@ -47,17 +54,20 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         })
     }
 }
 
 impl Precision {
+    /// What the kernels compute in. [`DeviceChoice::check`](crate::DeviceChoice::check) has refused what they do not have.
     pub(crate) fn of(self, tensors: &Tensors<'_>) -> Numbers {
         match self {
             Self::Auto if tensors.are_quantised() => Numbers::Int8,
             Self::Int8 => Numbers::Int8,
-            Self::Auto | Self::F32 => Numbers::F32,
+            Self::Auto | Self::F32 | Self::F16 | Self::Bf16 => Numbers::F32,
         }
     }
 }

@@ -82,6 +82,20 @@ impl Rope {
         Self { turns, pairs: head / 2, pairing: config.pairing }
     }
 
+    /// The cosines and the sines, `[position][pair]` each.
+    pub(crate) fn tables(&self) -> (Vec<f32>, Vec<f32>) {
+        self.turns.iter().copied().unzip()
+    }
+
+    /// Pairs of values in a head.
+    pub(crate) fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    pub(crate) fn pairing(&self) -> Pairing {
+        self.pairing
+    }
+
     /// Turns heads that lie one after the other at `position`, in place.
     pub(crate) fn turn(&self, position: usize, heads: &mut [f32]) {
         let turns = &self.turns[position * self.pairs..][..self.pairs];

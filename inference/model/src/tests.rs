@@ -3,6 +3,7 @@
 mod directories;
 mod families;
 mod templates;
+mod tensors;
 mod tokenizers;
 
 use std::{fs, path::Path};
@@ -10,7 +11,7 @@ use std::{fs, path::Path};
 use parlance_inference_engine::{ChatMessage, ChatRole, EngineError, LaneInput, TextCodec, TokenModel};
 use proptest::prelude::*;
 
-use crate::{LlamaModel, LoadOptions, LoadStage, LoadedModel, ModelError, gguf::writer::GgufWriter, load};
+use crate::{LoadOptions, LoadStage, LoadedModel, Model, ModelError, gguf::writer::GgufWriter, load};
 
 const HIDDEN: usize = 64;
 const HEADS: usize = 2;
@@ -111,7 +112,7 @@ fn refusal(writer: GgufWriter) -> String {
     }
 }
 
-fn all_rows(model: &mut LlamaModel, inputs: &[LaneInput<'_>]) -> Vec<Vec<f32>> {
+fn all_rows(model: &mut Model, inputs: &[LaneInput<'_>]) -> Vec<Vec<f32>> {
     let mut rows = Vec::new();
     model.step_every_position(inputs, |_, _, row| rows.push(row.to_vec())).expect("the step succeeds");
     rows

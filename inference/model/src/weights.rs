@@ -1,4 +1,4 @@
-//! Reads the tensors of a model into weights that are packed for the kernels.
+//! Reads the tensors of a model into weights: matrices in the form of whoever computes with them, and vectors.
 
 use std::{collections::HashSet, sync::Mutex};
 
@@ -15,31 +15,31 @@ use crate::{
     tensors::{ROPE_FACTORS, Tensors},
 };
 
-/// All weights of a model.
+/// All weights of a model, its matrices as `M`: packed for the kernels, or burn's own.
 #[derive(Debug)]
-pub(crate) struct Weights {
-    pub(crate) embedding: Matrix,
-    pub(crate) layers: Vec<LayerWeights>,
+pub(crate) struct Weights<M = Matrix> {
+    pub(crate) embedding: M,
+    pub(crate) layers: Vec<LayerWeights<M>>,
     pub(crate) output_norm: Vec<f32>,
     /// The map to logits, where it is not the embedding.
-    output: Option<Matrix>,
+    pub(crate) output: Option<M>,
 }
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(crate) struct LayerWeights {
+pub(crate) struct LayerWeights<M = Matrix> {
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values in one product.
-    pub(crate) qkv: Matrix,
+    pub(crate) qkv: M,
     /// What is added to them, where the family has it.
     pub(crate) qkv_bias: Option<Vec<f32>>,
     /// The norms of each head of queries and of keys, where the family has them.
     pub(crate) head_norms: Option<HeadNorms>,
-    pub(crate) attention_output: Matrix,
+    pub(crate) attention_output: M,
     pub(crate) feed_forward_norm: Vec<f32>,
     /// Gate and up in one product.
-    pub(crate) gate_up: Matrix,
-    pub(crate) down: Matrix,
+    pub(crate) gate_up: M,
+    pub(crate) down: M,
 }
 
 /// The weights of the norms of heads, one head wide.
@@ -49,8 +49,8 @@ pub(crate) struct HeadNorms {
     pub(crate) keys: Vec<f32>,
 }
 
-impl Weights {
-    /// Reads all tensors; `progress` hears the bytes of the file that are done.
+impl<M> Weights<M> {
+    /// Reads all tensors and has `make` form each matrix; `progress` hears the bytes of the file that are done.
     ///
     /// # Errors
     ///
@@ -58,10 +58,10 @@ impl Weights {
     pub(crate) fn read(
         tensors: &Tensors<'_>,
         config: &LlamaConfig,
-        numbers: Numbers,
+        make: &(dyn Fn(&Rows<'_>) -> M + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let reader = WeightReader { tensors, numbers, progress, state: Mutex::default() };
+        let reader = WeightReader { tensors, make, progress, state: Mutex::default() };
         let hidden = config.hidden;
         let embedding = reader.matrix(&[("token_embd.weight", config.vocabulary)], hidden)?;
         let layers = (0..config.layers).map(|layer| read_layer(&reader, config, layer)).collect::<Result<_, _>>()?;
@@ -78,21 +78,47 @@ impl Weights {
     }
 
     /// The map to logits.
-    pub(crate) fn output(&self) -> &Matrix {
+    pub(crate) fn output(&self) -> &M {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// What the matrices take, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        let of_layer = |layer: &LayerWeights| {
-            [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down].map(Matrix::bytes).iter().sum::<usize>()
-        };
-        let layers: usize = self.layers.iter().map(of_layer).sum();
-        self.embedding.bytes() + self.output.as_ref().map_or(0, Matrix::bytes) + layers
+    /// Every matrix, once.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &M> {
+        let layers = self.layers.iter();
+        let layers = layers.flat_map(|layer| [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down]);
+        layers.chain([&self.embedding]).chain(&self.output)
     }
 }
 
-fn read_layer(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> Result<LayerWeights, ModelError> {
+impl Weights {
+    /// What the matrices take, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.matrices().map(Matrix::bytes).sum()
+    }
+}
+
+/// Forms matrices for the kernels.
+pub(crate) fn pack_rows(rows: &Rows<'_>, numbers: Numbers) -> Matrix {
+    let (inputs, outputs) = (rows.inputs, rows.outputs());
+    match numbers {
+        Numbers::F32 => {
+            let mut matrix = F32Matrix::new(inputs, outputs);
+            rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
+            Matrix::F32(matrix)
+        }
+        Numbers::Int8 => {
+            let mut matrix = Int8Matrix::new(inputs, outputs);
+            rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
+            Matrix::Int8(matrix)
+        }
+    }
+}
+
+fn read_layer<M>(
+    reader: &WeightReader<'_, M>,
+    config: &LlamaConfig,
+    layer: usize,
+) -> Result<LayerWeights<M>, ModelError> {
     let name = |part: &str| format!("blk.{layer}.{part}.weight");
     let (queries, keys) = (config.heads * config.head, config.kv_heads * config.head);
     let (hidden, wide) = (config.hidden, config.feed_forward);
@@ -109,38 +135,55 @@ fn read_layer(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> 
     })
 }
 
-fn read_bias(reader: &WeightReader<'_>, layer: usize, widths: [usize; 3]) -> Result<Vec<f32>, ModelError> {
+fn read_bias<M>(reader: &WeightReader<'_, M>, layer: usize, widths: [usize; 3]) -> Result<Vec<f32>, ModelError> {
     let parts = ["attn_q", "attn_k", "attn_v"].into_iter().zip(widths);
     let parts = parts.map(|(part, width)| reader.vector(&format!("blk.{layer}.{part}.bias"), width));
     Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-fn read_head_norms(reader: &WeightReader<'_>, config: &LlamaConfig, layer: usize) -> Result<HeadNorms, ModelError> {
+fn read_head_norms<M>(
+    reader: &WeightReader<'_, M>,
+    config: &LlamaConfig,
+    layer: usize,
+) -> Result<HeadNorms, ModelError> {
     let norm = |part: &str| reader.vector(&format!("blk.{layer}.{part}.weight"), config.head);
     Ok(HeadNorms { queries: norm("attn_q_norm")?, keys: norm("attn_k_norm")? })
 }
 
-/// Reads rows of tensors as floats, [`PANEL`] of them for each panel, and has each panel filled with its own.
-fn each_panel<P: Send>(
-    panels: impl IndexedParallelIterator<Item = P>,
-    rows: &[(&TensorInfo<'_>, usize)],
-    inputs: usize,
-    fill: impl Fn(P, &[f32]) + Sync,
-) {
-    panels.zip(rows.par_chunks(PANEL)).for_each_init(
-        || vec![0.0; PANEL * inputs],
-        |values, (panel, rows)| {
-            for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
-                dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
-            }
-            fill(panel, &values[..rows.len() * inputs]);
-        },
-    );
+/// The rows of one matrix, or of several over the same inputs, in order. Each is one output's weights.
+pub(crate) struct Rows<'a> {
+    /// A tensor, and the number of the row in it.
+    rows: Vec<(&'a TensorInfo<'a>, usize)>,
+    pub(crate) inputs: usize,
 }
 
-struct WeightReader<'a> {
+impl Rows<'_> {
+    pub(crate) fn outputs(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Reads rows as floats, [`PANEL`] of them for each panel, and has each panel filled with its own.
+    pub(crate) fn each_panel<P: Send>(
+        &self,
+        panels: impl IndexedParallelIterator<Item = P>,
+        fill: impl Fn(P, &[f32]) + Sync,
+    ) {
+        let inputs = self.inputs;
+        panels.zip(self.rows.par_chunks(PANEL)).for_each_init(
+            || vec![0.0; PANEL * inputs],
+            |values, (panel, rows)| {
+                for (&(tensor, row), values) in rows.iter().zip(values.chunks_exact_mut(inputs)) {
+                    dequantise(tensor, row * (inputs / tensor.kind.block_values()), values);
+                }
+                fill(panel, &values[..rows.len() * inputs]);
+            },
+        );
+    }
+}
+
+struct WeightReader<'a, M> {
     tensors: &'a Tensors<'a>,
-    numbers: Numbers,
+    make: &'a (dyn Fn(&Rows<'_>) -> M + Sync),
     progress: &'a (dyn Fn(u64) + Sync),
     state: Mutex<ReadSoFar>,
 }
@@ -151,7 +194,7 @@ struct ReadSoFar {
     bytes: u64,
 }
 
-impl WeightReader<'_> {
+impl<M> WeightReader<'_, M> {
     /// A tensor of one dimension.
     fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         let values = self.tensors.vector(name, length)?;
@@ -160,28 +203,13 @@ impl WeightReader<'_> {
     }
 
     /// Several matrices over the same inputs as one, their outputs in order.
-    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Matrix, ModelError> {
+    fn matrix(&self, parts: &[(&str, usize)], inputs: usize) -> Result<M, ModelError> {
         let tensors = parts.iter().map(|&(name, outputs)| self.tensors.shaped(name, &[inputs, outputs]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        let rows: Vec<_> =
-            tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row))).collect();
-        let weight = match self.numbers {
-            Numbers::F32 => {
-                let mut matrix = F32Matrix::new(inputs, outputs);
-                let panels = matrix.panels_mut();
-                each_panel(panels, &rows, inputs, |mut panel, values| panel.fill(values));
-                Matrix::F32(matrix)
-            }
-            Numbers::Int8 => {
-                let mut matrix = Int8Matrix::new(inputs, outputs);
-                let panels = matrix.panels_mut();
-                each_panel(panels, &rows, inputs, |mut panel, values| panel.fill(values));
-                Matrix::Int8(matrix)
-            }
-        };
+        let rows = tensors.iter().flat_map(|tensor| (0..tensor.shape[1]).map(move |row| (*tensor, row)));
+        let matrix = (self.make)(&Rows { rows: rows.collect(), inputs });
         tensors.into_iter().for_each(|tensor| self.done(tensor));
-        Ok(weight)
+        Ok(matrix)
     }
 
     fn done(&self, tensor: &TensorInfo<'_>) {

@@ -4,7 +4,7 @@
 mod support;
 
 use parlance_inference_engine::{Lane, LaneInput, TextCodec as _, TokenId, TokenModel};
-use parlance_inference_model::{ChatCodec, LlamaModel, LoadedModel, Precision};
+use parlance_inference_model::{ChatCodec, LoadedModel, Model, Precision};
 
 /// Text that the model has not seen: this repository's own.
 const TEXT: &str = concat!(
@@ -28,7 +28,7 @@ const BATCHES: [(usize, usize); 3] = [(2, 32), (4, 128), (8, 512)];
 const DECODED: usize = 12;
 
 /// The mean negative logarithm of the probability of each token but the first of each window.
-fn mean_loss(model: &mut LlamaModel, tokens: &[TokenId]) -> f64 {
+fn mean_loss(model: &mut Model, tokens: &[TokenId]) -> f64 {
     let (mut total, mut count) = (0.0, 0_usize);
     for window in tokens.chunks_exact(WINDOW) {
         let input = LaneInput { lane: 0, start: 0, tokens: window, want_logits: true };
@@ -80,7 +80,7 @@ fn bits(row: &[f32]) -> Vec<u32> {
 }
 
 /// Computes the rest of each prompt in its own lane, `chunk` tokens of each per step; the logits after each prompt.
-fn compute(model: &mut LlamaModel, lanes: &[(Lane, usize, &[TokenId])], chunk: usize) -> Vec<Vec<u32>> {
+fn compute(model: &mut Model, lanes: &[(Lane, usize, &[TokenId])], chunk: usize) -> Vec<Vec<u32>> {
     let mut done: Vec<usize> = lanes.iter().map(|(_, start, _)| *start).collect();
     let mut last = vec![Vec::new(); lanes.len()];
     let mut logits = Vec::new();

@@ -7,7 +7,7 @@
 mod support;
 
 use parlance_inference_engine::{LaneInput, TextCodec, TokenId, TokenModel};
-use parlance_inference_model::{LlamaModel, Precision};
+use parlance_inference_model::{DeviceChoice, Model, Precision};
 
 /// The largest difference that any logit may have.
 const TOLERANCE: f32 = 1e-3;
@@ -116,7 +116,7 @@ fn largest(row: &[f32]) -> TokenId {
 }
 
 /// Each prompt in one step of its own; the fingerprints of all rows.
-fn run_alone(model: &mut LlamaModel, reference: &Reference) -> Vec<Vec<u64>> {
+fn run_alone(model: &mut Model, reference: &Reference) -> Vec<Vec<u64>> {
     let mut worst = 0.0_f32;
     let prompts = reference.prompts.iter().map(|expected| {
         let input = LaneInput { lane: 0, start: 0, tokens: &expected.tokens, want_logits: true };
@@ -147,7 +147,7 @@ fn next_inputs<'a>(reference: &'a Reference, done: &[usize]) -> Vec<LaneInput<'a
 
 /// All prompts at once, in chunks, through the interface that the engine uses; the row after each chunk must be as when alone, bit
 /// for bit. Returns the last row of each prompt.
-fn run_together(model: &mut LlamaModel, reference: &Reference, alone: &[Vec<u64>]) -> Vec<Vec<f32>> {
+fn run_together(model: &mut Model, reference: &Reference, alone: &[Vec<u64>]) -> Vec<Vec<f32>> {
     let mut done = vec![0; reference.prompts.len()];
     let (mut last, mut logits) = (vec![Vec::new(); done.len()], Vec::new());
     loop {
@@ -167,7 +167,7 @@ fn run_together(model: &mut LlamaModel, reference: &Reference, alone: &[Vec<u64>
 }
 
 /// Continues all prompts greedily, one token each per step, through the interface that the engine uses.
-fn continue_together(model: &mut LlamaModel, reference: &Reference, last: &[Vec<f32>]) -> Vec<Vec<TokenId>> {
+fn continue_together(model: &mut Model, reference: &Reference, last: &[Vec<f32>]) -> Vec<Vec<TokenId>> {
     let mut next: Vec<TokenId> = last.iter().map(|row| largest(row)).collect();
     let mut continuations: Vec<Vec<TokenId>> = vec![Vec::new(); next.len()];
     let mut logits = Vec::new();
@@ -206,4 +206,31 @@ fn agrees_with_the_reference_alone_and_in_ragged_batches() {
     let identical = identical.count();
     println!("greedy: {identical} of 20 identical");
     assert!(identical >= IDENTICAL, "only {identical} of 20 greedy continuations are the reference's");
+}
+
+/// The shortest prompts by burn's own operations, as other devices compute them, every position of them within the same tolerance.
+fn agrees_by_tensors(device: DeviceChoice, prompts: usize) {
+    let mut model = support::model_on(device, 1, 128, Precision::F32).model;
+    let mut reference = reference(model.vocabulary());
+    reference.prompts.sort_by_key(|prompt| prompt.tokens.len());
+    reference.prompts.truncate(prompts);
+    assert!(reference.prompts.iter().all(|prompt| prompt.tokens.len() < 128 - prompt.greedy.len()));
+    run_alone(&mut model, &reference);
+}
+
+#[test]
+fn agrees_with_the_reference_by_tensors() {
+    agrees_by_tensors(DeviceChoice::CpuTensors, 5);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn agrees_with_the_reference_on_wgpu() {
+    agrees_by_tensors(DeviceChoice::Wgpu, 1);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn agrees_with_the_reference_on_cuda() {
+    agrees_by_tensors(DeviceChoice::Cuda(0), 5);
 }

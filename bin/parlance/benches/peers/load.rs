@@ -90,13 +90,15 @@ pub(crate) async fn prefill(client: &reqwest::Client, running: &Running, seed: u
     answer.usage.prompt_tokens as f64 / (answer.ended - answer.began).as_secs_f64()
 }
 
-/// Tokens per second of all callers together, while the last one has begun and the first one has not ended; nothing if they never were at
-/// it together.
+/// Tokens per second of all callers together, from the last one's first token until half of them have ended: a server that cannot be told
+/// to go on past the end of the text is not flattered. Nothing if there is no such time.
 pub(crate) async fn decode(client: &reqwest::Client, running: &Running, callers: u64, seed: u64) -> Option<f64> {
     let call = |caller| ask(client, running, seed + caller, SHORT_PROMPT_WORDS, DECODED_TOKENS);
     let answers = join_all((0..callers).map(call)).await;
     let from = *answers.iter().filter_map(|answer| answer.pieces.first()).max()?;
-    let until = *answers.iter().filter_map(|answer| answer.pieces.last()).min()?;
+    let mut ends: Vec<Instant> = answers.iter().filter_map(|answer| answer.pieces.last().copied()).collect();
+    ends.sort_unstable();
+    let until = ends[ends.len() / 2];
     let pieces = || answers.iter().flat_map(|answer| &answer.pieces);
     let together = pieces().filter(|&&at| from < at && at <= until).count() as f64;
     let tokens: u64 = answers.iter().map(|answer| answer.usage.new_tokens).sum();

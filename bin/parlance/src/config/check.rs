@@ -2,15 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     net::SocketAddr,
     ops::RangeInclusive,
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
-use parlance_inference_model::Precision;
+use parlance_inference_model::{DeviceChoice, Precision};
 
 use super::{
     Config, DEFAULT_MODEL, LimitsConfig, ModelConfig, NodeConfig, TlsConfig,
@@ -231,6 +233,18 @@ impl Reader {
         None
     }
 
+    /// One of several words, the usual one where the key is not set.
+    fn model_choice<T: FromStr<Err: Display> + Default>(&mut self, name: &str, key: &str) -> T {
+        let path = ["models", name, key].map(str::to_owned).to_vec();
+        let Some(Raw::Text(text)) = self.settings.get(&path).map(|setting| setting.raw.clone()) else {
+            return T::default();
+        };
+        text.parse().unwrap_or_else(|problem| {
+            self.problems.push(format!("models.{name}.{key} = \"{text}\" {problem}"));
+            T::default()
+        })
+    }
+
     fn model(&mut self, name: &str) -> Option<ModelConfig> {
         let path = |key: &str| vec!["models".to_owned(), name.to_owned(), key.to_owned()];
         let shown = |key: &str| format!("models.{name}.{key}");
@@ -245,13 +259,8 @@ impl Reader {
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
         let target_first_token = self.model_integer(name, "target_first_token_ms", 1..=DAY_S * 1_000);
         let target_first_token = target_first_token.map(|target| Duration::from_millis(target as u64));
-        let precision = match raw(self, "precision") {
-            Some(Raw::Text(text)) => text.parse().unwrap_or_else(|problem| {
-                self.problems.push(format!("{} = \"{text}\" {problem}", shown("precision")));
-                Precision::default()
-            }),
-            _ => Precision::default(),
-        };
+        let precision = self.model_choice::<Precision>(name, "precision");
+        let device = self.model_choice::<DeviceChoice>(name, "device");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
@@ -266,9 +275,16 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => {
-                Some(ModelConfig { source, replicas, pinned, precision, lanes, context_tokens, target_first_token })
-            }
+            Ok(source) => Some(ModelConfig {
+                source,
+                replicas,
+                pinned,
+                device,
+                precision,
+                lanes,
+                context_tokens,
+                target_first_token,
+            }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

@@ -17,7 +17,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::Limits;
-use parlance_inference_model::Precision;
+use parlance_inference_model::{DeviceChoice, Precision};
 
 use self::layers::Layers;
 use crate::{
@@ -97,6 +97,7 @@ pub(crate) struct ModelConfig {
     pub(crate) source: ModelSource,
     pub(crate) replicas: usize,
     pub(crate) pinned: bool,
+    pub(crate) device: DeviceChoice,
     pub(crate) precision: Precision,
     /// Sequences in memory at once, if not the model's default.
     pub(crate) lanes: Option<usize>,

@@ -43,6 +43,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("cache.kind", Kind::Text),
     ("cache.url", Kind::Text),
     ("models.*.source", Kind::Text),
+    ("models.*.device", Kind::Text),
     ("models.*.precision", Kind::Text),
     ("models.*.replicas", Kind::Integer),
     ("models.*.lanes", Kind::Integer),

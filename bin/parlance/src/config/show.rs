@@ -25,6 +25,7 @@ fn rows(config: &Config) -> Vec<Row> {
     for (name, model) in &config.models {
         let section = format!("models.{}", quoted(name));
         rows.push((section.clone(), "source", json!(model.source.to_string())));
+        rows.push((section.clone(), "device", json!(model.device.to_string())));
         rows.push((section.clone(), "precision", json!(model.precision.to_string())));
         rows.push((section.clone(), "lanes", json!(model.lanes)));
         rows.push((section.clone(), "context_tokens", json!(model.context_tokens)));

@@ -46,7 +46,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn what_is_shown_is_a_configuration_again() {
-    let file = "[models.default]\nsource = 'scripted:seed=1'\n[models.'a.b']\nsource = '/x.gguf'\nreplicas = 2\npinned = true\n\
+    let file = "[models.default]\nsource = 'scripted:seed=1'\n[models.'a.b']\nsource = '/x.gguf'\nreplicas = 2\npinned = true\ndevice = 'cuda:1'\n\
                 [auth]\napi_key_file = '/k'\n[tls]\ncert = '/c'\nkey = '/p'\nclient_ca = '/a'";
     let config = load(file, &[], Overrides::default()).expect("valid");
     let again = load(&config.to_toml(), &[], Overrides::default()).expect("valid again");
@@ -77,7 +77,7 @@ fn unknown_variables_are_refused_and_an_orchestrators_own_are_left_alone() {
 fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
     let told = refused(
         "listen = 'localhost'\n[node]\nname = 'a b'\n[log]\nkind = 'kafka'\nshards = 0\nbrokers = ['k:9092']\n\
-         [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int4'\n\
+         [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int4'\ndevice = 'gpu'\n\
          [tls]\ncert = '/c'",
     );
     for part in [
@@ -92,12 +92,13 @@ fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
         "`limits.turn_deadline_s` must be a whole number, not a string",
         "models.a.source = \"x y\"",
         "models.a.replicas = 99",
-        "models.a.precision = \"int4\" is not a precision. Choose auto, f32 or int8",
+        "models.a.precision = \"int4\" is not a precision. Choose auto, f32, f16, bf16 or int8",
+        "models.a.device = \"gpu\" is not a device. Choose auto, cpu, cuda, cuda:NUMBER or wgpu",
         "tls.cert is set but tls.key (--tls-key) is not",
     ] {
         assert!(told.contains(part), "no {part:?} in:\n{told}");
     }
-    assert_eq!(told.lines().count(), 11, "{told}");
+    assert_eq!(told.lines().count(), 12, "{told}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use parlance_inference_model::{LoadOptions, LoadProgress, load};
 use super::{SCRIPTED_NAME, Weights};
 use crate::{
     config::{Config, DEFAULT_MODEL, ModelConfig},
-    failure::{Failure, chain},
+    failure::{Exit, Failure, chain},
 };
 
 /// Everything that the node is to serve, the default model first. Looks at the files, and loads nothing yet.
@@ -25,6 +25,7 @@ pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
     // The node's default is its first model.
     let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
     for (name, model) in default_first.0.into_iter().chain(default_first.1) {
+        check_device(name, model)?;
         let weights = model.source.resolve(&config.model_dir)?;
         let served = served_name(name, &weights);
         if !names.insert(served.clone()) {
@@ -65,9 +66,16 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel
     }
 }
 
+/// Before anything is started: a device that is not there would fail the replicas one after the other.
+fn check_device(name: &str, model: &ModelConfig) -> Result<(), Failure> {
+    let checked = model.device.check(model.precision);
+    checked.map_err(|error| Failure { exit: Exit::Usage, lines: vec![format!("models.{name}: {}", chain(&error))] })
+}
+
 fn options(name: &str, model: &ModelConfig) -> LoadOptions {
     let usual = LoadOptions::new(name);
     LoadOptions {
+        device: model.device,
         precision: model.precision,
         lanes: model.lanes.unwrap_or(usual.lanes),
         context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),
@@ -76,8 +84,7 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
 }
 
 fn inspect(path: &Path) -> Result<(), Failure> {
-    parlance_inference_model::inspect(path)
-        .map_err(|error| Failure { exit: crate::failure::Exit::Usage, lines: vec![chain(&error)] })
+    parlance_inference_model::inspect(path).map_err(|error| Failure { exit: Exit::Usage, lines: vec![chain(&error)] })
 }
 
 fn load_weights(

@@ -8,7 +8,7 @@ use parlance_inference_engine::{LaneInput, TextCodec as _, TokenId};
 
 use super::{all_rows, options};
 use crate::{
-    LlamaModel, LoadedModel,
+    LoadedModel, Model,
     gguf::{dequantise, writer::GgufWriter},
     load,
     rope::Scaling,
@@ -17,7 +17,7 @@ use crate::{
 
 /// The largest difference that a logit may have, in parts of the logit or of 1, whichever is larger.
 const TOLERANCE: f32 = 1e-4;
-const NAMES: [&str; 7] = ["llama2", "llama3", "llama-linear", "qwen2", "qwen2-window", "qwen3", "mistral"];
+pub(super) const NAMES: [&str; 7] = ["llama2", "llama3", "llama-linear", "qwen2", "qwen2-window", "qwen3", "mistral"];
 /// What can be said in a GGUF file, and the architecture that says it.
 const AS_GGUF: [(&str, &str); 6] = [
     ("llama2", "llama"),
@@ -29,9 +29,9 @@ const AS_GGUF: [(&str, &str); 6] = [
 ];
 
 /// A prompt and the logits of each of its positions.
-struct Expected {
-    tokens: Vec<TokenId>,
-    rows: Vec<Vec<f32>>,
+pub(super) struct Expected {
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) rows: Vec<Vec<f32>>,
 }
 
 fn fixtures() -> PathBuf {
@@ -50,7 +50,7 @@ pub(super) fn assembled(name: &str) -> tempfile::TempDir {
     directory
 }
 
-fn expected(name: &str) -> Vec<Expected> {
+pub(super) fn expected(name: &str) -> Vec<Expected> {
     let bytes = fs::read(fixtures().join(name).join("logits.bin")).expect("the fixture is there");
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
     let (mut rest, mut prompts) = (&words[1..], Vec::new());
@@ -70,7 +70,7 @@ fn load_directory(directory: &tempfile::TempDir, lanes: usize) -> LoadedModel {
 }
 
 /// The largest difference of any logit at any position of any prompt, each alone.
-fn difference(name: &str, model: &mut LlamaModel) -> f32 {
+pub(super) fn difference(name: &str, model: &mut Model) -> f32 {
     let mut worst = 0.0_f32;
     for prompt in expected(name) {
         let input = LaneInput { lane: 0, start: 0, tokens: &prompt.tokens, want_logits: true };

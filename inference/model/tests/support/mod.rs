@@ -2,11 +2,16 @@
 
 use std::{env, path::PathBuf};
 
-use parlance_inference_model::{LoadOptions, LoadedModel, Precision, load};
+use parlance_inference_model::{DeviceChoice, LoadOptions, LoadedModel, Precision, load};
 
-/// SmolLM2-135M-Instruct with so many lanes and so much context.
+/// SmolLM2-135M-Instruct with so many lanes and so much context, on the processor.
 pub(crate) fn model(lanes: usize, context_tokens: u32, precision: Precision) -> LoadedModel {
-    let options = LoadOptions { lanes, context_tokens, precision, ..LoadOptions::new("smollm2-135m-instruct") };
+    model_on(DeviceChoice::Cpu, lanes, context_tokens, precision)
+}
+
+/// The same on another device.
+pub(crate) fn model_on(device: DeviceChoice, lanes: usize, context_tokens: u32, precision: Precision) -> LoadedModel {
+    let options = LoadOptions { device, lanes, context_tokens, precision, ..LoadOptions::new("smollm2-135m-instruct") };
     load(&path(), &options, &|_| {}).expect("the model loads")
 }
 

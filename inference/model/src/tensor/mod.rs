@@ -1,0 +1,217 @@
+//! The forward pass for devices other than the processor: burn's own operations, on whatever device burn has.
+//!
+//! The processor's path (`llama`, `ops`) takes tensors apart and calls kernels; here nothing leaves the device but logits. A step is cut
+//! into passes, padded batches of few shapes (`plan`, `buckets`), and every shape runs once while the model is loaded, so that no request
+//! waits for a kernel to be compiled. A step with decoding lanes and a chunk of a prompt takes two passes.
+//!
+//! What holds here: padding and neighbours never enter a lane's sums. What does not: burn picks kernels by shape, so a lane's logits are the
+//! same bits only in passes of the same shape, and close in others. That is why the numerics class says `tensor`.
+
+mod buckets;
+mod forward;
+mod kv;
+mod plan;
+mod weights;
+
+use burn::tensor::{Device, FloatDType, StreamId, Tensor};
+use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
+
+use self::{
+    buckets::{Buckets, Shape},
+    forward::Network,
+    kv::KvTensors,
+    plan::Pass,
+    weights::{RopeTensors, TensorWeights},
+};
+use crate::{
+    ModelError,
+    config::LlamaConfig,
+    llama::{check_inputs, failed},
+    rope::Rope,
+    tensors::Tensors,
+    weights::{Rows, Weights},
+};
+
+/// The most tokens of one lane whose logits may all be wanted by a server; every such shape is warmed too.
+const DRAFTED_TOKENS: usize = 8;
+
+/// What a model is to be on a device.
+#[derive(Debug, Clone)]
+pub(crate) struct TensorOptions {
+    pub(crate) device: Device,
+    /// What weights and cache are kept in, and products computed.
+    pub(crate) dtype: FloatDType,
+    pub(crate) lanes: usize,
+    pub(crate) context: usize,
+}
+
+/// A model on a device, with the keys and values of its lanes.
+#[derive(Debug)]
+pub struct TensorModel {
+    network: Network,
+    cache: KvTensors,
+    buckets: Buckets,
+    context: usize,
+    /// How many positions of each lane are written.
+    filled: Vec<usize>,
+    /// Whether a step began and did not end well: the cache may hold anything.
+    is_spoilt: bool,
+    /// burn queues operations by thread, and waits wherever a tensor of one queue is used in another. The model is loaded on other threads
+    /// than it runs on, so it has a queue of its own.
+    stream: StreamId,
+}
+
+impl TensorModel {
+    /// Reads the weights to the device; `progress` hears the bytes of the file that are done.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] if the tensors are not the model's, or the cache cannot be had.
+    ///
+    /// # Panics
+    ///
+    /// As burn does where a device fails.
+    pub(crate) fn read(
+        config: LlamaConfig,
+        tensors: &Tensors<'_>,
+        options: TensorOptions,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        let TensorOptions { device, dtype, lanes, context } = options;
+        let stream = new_stream();
+        let buckets = Buckets::new(lanes.min(isize::MAX as usize), context);
+        let cache = KvTensors::new(&config, lanes, buckets.positions(), dtype, &device)?;
+        let matrix = |rows: &Rows<'_>| stream.executes(|| weights::matrix(rows, dtype, &device));
+        let weights = Weights::read(tensors, &config, &matrix, progress)?;
+        stream.executes(|| {
+            let weights = TensorWeights::new(weights, &device);
+            let rope = RopeTensors::new(&Rope::new(&config.rope, config.head, context), &device);
+            let network = Network { config, weights, rope, dtype, device };
+            Ok(Self { network, cache, buckets, context, filled: vec![0; lanes], is_spoilt: false, stream })
+        })
+    }
+
+    /// Runs every shape once, on padding alone. The number of shapes.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::ModelFailed`] if the device cannot.
+    pub(crate) fn warm_up(&mut self) -> Result<usize, EngineError> {
+        let shapes: Vec<Shape> = self.buckets.all().collect();
+        self.stream.executes(|| {
+            for &shape in &shapes {
+                let hidden = self.network.forward(&Pass { shape, parts: Vec::new() }, &mut self.cache);
+                for count in self.row_counts(shape) {
+                    self.read_logits(self.network.logits(hidden.clone(), vec![0; count]))?;
+                }
+            }
+            Ok(shapes.len())
+        })
+    }
+
+    /// How much memory the keys and values of all lanes take, in bytes.
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// How much memory the matrices of weights take, in bytes.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.network.weights.bytes
+    }
+
+    /// Computes one step, and logits after the last `wanted(input)` tokens of every input; their rows are in input order.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenModel::step`].
+    pub(crate) fn compute(
+        &mut self,
+        inputs: &[LaneInput<'_>],
+        wanted: impl Fn(&LaneInput<'_>) -> usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        logits.clear();
+        let vocabulary = self.network.config.vocabulary;
+        self.forget_if_spoilt();
+        check_inputs(inputs, &self.filled, self.context, vocabulary)?;
+        let stream = self.stream;
+        stream.executes(|| {
+            self.is_spoilt = true;
+            logits.resize(inputs.iter().map(&wanted).sum::<usize>() * vocabulary, 0.0);
+            for pass in plan::passes(inputs, &wanted, &self.buckets) {
+                self.run(&pass, logits)?;
+            }
+            self.is_spoilt = false;
+            inputs.iter().for_each(|input| self.filled[input.lane] = input.start + input.tokens.len());
+            Ok(())
+        })
+    }
+
+    fn run(&mut self, pass: &Pass<'_>, logits: &mut [f32]) -> Result<(), EngineError> {
+        let hidden = self.network.forward(pass, &mut self.cache);
+        let wanted: Vec<(usize, usize)> = pass.wanted().collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut rows: Vec<i64> = wanted.iter().map(|&(row, _)| row as i64).collect();
+        // Repeated rows fill the shape up.
+        let count = self.row_counts(pass.shape).find(|&count| rows.len() <= count).unwrap_or(pass.shape.rows());
+        rows.resize(count, 0);
+        let computed = self.read_logits(self.network.logits(hidden, rows))?;
+        let vocabulary = self.network.config.vocabulary;
+        for (row, (_, output)) in computed.chunks_exact(vocabulary).zip(wanted) {
+            if row.iter().any(|logit| !logit.is_finite()) {
+                return Err(failed("a logit is not a finite number"));
+            }
+            logits[output * vocabulary..][..vocabulary].copy_from_slice(row);
+        }
+        Ok(())
+    }
+
+    /// Of how many rows logits are computed at once: of one per lane, or of all.
+    fn row_counts(&self, shape: Shape) -> impl Iterator<Item = usize> + use<> {
+        let all = (1 < shape.tokens && shape.tokens <= DRAFTED_TOKENS).then(|| shape.rows());
+        [shape.lanes].into_iter().chain(all)
+    }
+
+    fn read_logits(&self, logits: Tensor<2>) -> Result<Vec<f32>, EngineError> {
+        logits.try_into_vec_as::<f32>().map_err(|error| failed(format!("the device gave no logits: {error}")))
+    }
+
+    /// What a failed step may leave behind.
+    #[cfg(test)]
+    pub(crate) fn spoil(&mut self) {
+        self.is_spoilt = true;
+        self.cache.fill_with_nan();
+    }
+
+    fn forget_if_spoilt(&mut self) {
+        if std::mem::take(&mut self.is_spoilt) {
+            self.cache.clear();
+            self.filled.fill(0);
+        }
+    }
+}
+
+/// A queue that no thread has: every thread begins one, and this one ends at once.
+fn new_stream() -> StreamId {
+    std::thread::spawn(StreamId::current).join().unwrap_or_else(|_| StreamId::current())
+}
+
+impl TokenModel for TensorModel {
+    fn lanes(&self) -> usize {
+        self.filled.len()
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.context
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.network.config.vocabulary
+    }
+
+    fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.compute(inputs, |input| usize::from(input.want_logits), logits)
+    }
+}

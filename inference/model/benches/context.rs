@@ -19,7 +19,6 @@ use parlance_inference_kernels::{
     attention::{HeadCache, KEY_BLOCK, attend},
     team,
 };
-use parlance_inference_model::LlamaModel;
 
 /// The shape of SmolLM2-135M.
 const LAYERS: usize = 30;
@@ -56,7 +55,7 @@ fn main() {
 }
 
 /// The median time of a decoding step whose lanes hold `context` tokens.
-fn step_at(model: &mut LlamaModel, lanes: usize, context: usize) -> Duration {
+fn step_at(model: &mut dyn TokenModel, lanes: usize, context: usize) -> Duration {
     let tokens: Vec<u32> = (0..(context + STEPS) as u32).map(|at| 1_000 + at * 7 % 20_000).collect();
     let mut logits = Vec::new();
     for lane in 0..lanes {

@@ -126,7 +126,7 @@ impl From<Refusal> for ApiError {
             Refusal::ContextExceeded(_) | Refusal::Engine(EngineError::ContextExceeded { .. }) => {
                 error.about("messages")
             }
-            Refusal::ModelNotFound { .. } => error.about("model"),
+            Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } => error.about("model"),
             Refusal::Engine(EngineError::Template(_)) => Self::invalid(Some("messages".into()), error.message),
             Refusal::Overloaded { retry_after, .. } | Refusal::Engine(EngineError::QueueFull { retry_after }) => {
                 Self { retry_after: Some(retry_after), ..error }
@@ -148,7 +148,9 @@ fn status(refusal: &Refusal) -> StatusCode {
         | Refusal::Engine(EngineError::ContextExceeded { .. } | EngineError::Template(_) | EngineError::Schema(_)) => {
             StatusCode::BAD_REQUEST
         }
-        Refusal::ModelNotFound { .. } | Refusal::SessionNotFound => StatusCode::NOT_FOUND,
+        Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } | Refusal::SessionNotFound => {
+            StatusCode::NOT_FOUND
+        }
         Refusal::IdempotencyConflict | Refusal::SessionExists | Refusal::SessionMovedOn => StatusCode::CONFLICT,
         // The caller's own limits, as against ours below.
         Refusal::SessionBusy { .. }
@@ -168,7 +170,7 @@ fn status(refusal: &Refusal) -> StatusCode {
 }
 
 /// Turns an error's text into a sentence for a person.
-fn sentence(text: &str) -> String {
+pub(crate) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let Some(first) = letters.next() else { return String::new() };
     let end = if text.ends_with(['.', '!', '?']) { "" } else { "." };
@@ -227,6 +229,7 @@ mod tests {
             (Refusal::SessionMovedOn, 409, "session_moved_on"),
             (Refusal::SessionNotFound, 404, "session_not_found"),
             (Refusal::ModelNotFound { model: "x".into(), available: "y".into() }, 404, "model_not_found"),
+            (Refusal::ModelUnloaded { model: "x".into() }, 404, "model_not_found"),
             (Refusal::ModelNotReady { model: "x".into(), reason: "loading".into() }, 503, "overloaded"),
             (Refusal::ContextExceeded("too long".into()), 400, "context_length_exceeded"),
             (Refusal::InvalidValue { param: "top_p".into(), message: "bad".into() }, 400, "invalid_value"),

@@ -22,7 +22,7 @@ use crate::{
     error::IngressError,
     frame::frame,
     metrics::HttpMetrics,
-    models, operations,
+    model_admin, models, operations,
     options::{IngressLimits, IngressOptions},
     origin::{Origins, host_of},
     page::{self, Assets},
@@ -93,6 +93,7 @@ pub(crate) const ROUTES: &[&str] = &[
     "/admin/v1/status",
     "/admin/v1/sessions",
     "/admin/v1/models",
+    "/admin/v1/models/{*id}",
 ];
 
 /// The router of the public face.
@@ -120,7 +121,8 @@ pub(crate) fn router(app: Shared) -> Router {
         .route("/openapi.json", get(operations::openapi))
         .route("/admin/v1/status", get(operations::status))
         .route("/admin/v1/sessions", get(operations::sessions))
-        .route("/admin/v1/models", get(models::list))
+        .route("/admin/v1/models", get(model_admin::list).post(model_admin::load))
+        .route("/admin/v1/models/{*id}", get(model_admin::get).delete(model_admin::unload))
         .fallback(page::serve)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&app), frame))

@@ -3,7 +3,7 @@
 //! Keys are kept as SHA-256 digests. A presented key is compared with every configured one in constant time and without an early
 //! exit, so that the time of an answer tells nothing about how close a guess came.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -52,6 +52,19 @@ pub(crate) struct Tenant {
     pub(crate) name: Arc<str>,
     /// What logs show instead of the name.
     pub(crate) tag: Arc<str>,
+}
+
+/// Where a request came from. Absent on requests that came through no socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Lets the node's own machine alone change what all tenants share: keys know tenants, and no roles yet.
+pub(crate) fn require_operator(peer: Option<Peer>) -> Result<(), ApiError> {
+    if peer.is_some_and(|Peer(address)| address.to_canonical().is_loopback()) {
+        return Ok(());
+    }
+    let message = "The node's models are changed from its own machine only: connect through a loopback address.";
+    Err(ApiError::new(StatusCode::FORBIDDEN, "operator_only", message))
 }
 
 impl Tenant {

@@ -27,6 +27,7 @@ mod listener;
 mod messages;
 mod metadata;
 mod metrics;
+mod model_admin;
 mod models;
 mod operations;
 mod options;

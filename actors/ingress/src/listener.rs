@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     activity::{Activity, WatchedIo},
+    auth::Peer,
     error::IngressError,
     guarded::guarded,
     metrics::connection_refused,
@@ -145,21 +146,22 @@ fn admit(stream: TcpStream, connections: &Connections, places: &Arc<Semaphore>) 
 }
 
 async fn serve_socket(stream: TcpStream, connections: Connections, _place: OwnedSemaphorePermit) {
+    let peer = stream.peer_addr().ok().map(|address| Peer(address.ip()));
     // Tokens are small and must not wait for each other.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot set TCP_NODELAY");
     }
     match connections.tls.clone() {
-        None => serve_stream(stream, connections).await,
+        None => serve_stream(stream, peer, connections).await,
         Some(acceptor) => match timeout(connections.limits.header_timeout, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve_stream(stream, connections).await,
+            Ok(Ok(stream)) => serve_stream(stream, peer, connections).await,
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
             Err(_) => debug!("TLS handshake timed out"),
         },
     }
 }
 
-async fn serve_stream<S>(stream: S, connections: Connections)
+async fn serve_stream<S>(stream: S, peer: Option<Peer>, connections: Connections)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -168,7 +170,7 @@ where
     let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(&activity)));
     let service = service_fn({
         let activity = Arc::clone(&activity);
-        move |request: Request<Incoming>| answer(router.clone(), request, Arc::clone(&activity))
+        move |request: Request<Incoming>| answer(router.clone(), request, peer, Arc::clone(&activity))
     });
     let builder = protocol(&limits);
     let connection = builder.serve_connection_with_upgrades(io, service);
@@ -228,10 +230,14 @@ fn protocol(limits: &IngressLimits) -> Builder<TokioExecutor> {
 
 async fn answer(
     router: Router,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
+    peer: Option<Peer>,
     activity: Arc<Activity>,
 ) -> Result<http::Response<Body>, std::convert::Infallible> {
     let running = activity.start_request(request.version() == http::Version::HTTP_2);
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(peer);
+    }
     let response = router.oneshot(request.map(Body::new)).await?;
     // The request runs until its body was sent, not until its headers were made.
     Ok(response.map(|body| guarded(body, running)))

@@ -31,9 +31,11 @@ pub(crate) fn resolve(app: &App, name: &str) -> Result<ServedModel, ApiError> {
             let info = replica.info();
             Ok(ServedModel { name: info.name.clone(), fingerprint: fingerprint(&info.digest, &info.numerics) })
         }
-        Err(GatewayError::ModelLoading { name, .. } | GatewayError::ModelUnavailable { name, .. }) => {
-            Ok(ServedModel { name, fingerprint: None })
-        }
+        Err(
+            GatewayError::ModelLoading { name, .. }
+            | GatewayError::ModelUnavailable { name, .. }
+            | GatewayError::ModelUnloaded { name },
+        ) => Ok(ServedModel { name, fingerprint: None }),
         Err(error) => Err(Refusal::from(error).into()),
     }
 }
@@ -51,33 +53,48 @@ pub(crate) struct ModelObject {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    /// `loading`, `ready` or `failed`.
-    state: &'static str,
-    /// How much is loaded, in percent; why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    #[serde(flatten)]
+    state: StateObject,
     #[serde(skip_serializing_if = "Option::is_none")]
     context_tokens: Option<u32>,
     aliases: Vec<String>,
 }
 
-impl ModelObject {
-    fn new(listing: ModelListing, created: u64) -> Self {
-        let (state, progress, reason) = match listing.state {
-            ModelState::Loading { percent } => ("loading", Some(percent), None),
+/// What becomes of a model, in words.
+#[derive(Debug, Serialize)]
+pub(crate) struct StateObject {
+    /// `unloaded`, `loading`, `warming`, `ready`, `draining` or `failed`.
+    pub(crate) state: &'static str,
+    /// How much is loaded, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) progress: Option<u8>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+impl From<&ModelState> for StateObject {
+    fn from(state: &ModelState) -> Self {
+        let (state, progress, reason) = match state {
+            ModelState::Unloaded => ("unloaded", None, None),
+            ModelState::Loading { percent } => ("loading", Some(*percent), None),
+            ModelState::Warming => ("warming", None, None),
             ModelState::Ready => ("ready", None, None),
-            ModelState::Failed { reason } => ("failed", None, Some(reason)),
+            ModelState::Draining => ("draining", None, None),
+            ModelState::Failed { reason } => ("failed", None, Some(reason.clone())),
         };
+        Self { state, progress, reason }
+    }
+}
+
+impl ModelObject {
+    pub(crate) fn new(listing: ModelListing, created: u64) -> Self {
         Self {
+            state: StateObject::from(&listing.state),
             id: listing.name,
             object: "model",
             created,
             owned_by: "parlance",
-            state,
-            progress,
-            reason,
             context_tokens: listing.info.map(|info| info.context_tokens),
             aliases: listing.aliases,
         }

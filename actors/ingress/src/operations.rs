@@ -8,10 +8,10 @@ use axum::{
 use http::{HeaderValue, StatusCode, Uri, header};
 use parlance_actors_runtime::SessionInfo;
 use parlance_cluster_protocol::SessionKey;
-use parlance_inference_gateway::{ModelListing, ModelState};
+use parlance_inference_gateway::ModelListing;
 use serde_json::{Value, json};
 
-use crate::{api_error::ApiError, app::Shared, frame::Caller, ids, query::Query};
+use crate::{api_error::ApiError, app::Shared, frame::Caller, ids, models::StateObject, query::Query};
 
 /// Sessions per page.
 const PAGE: usize = 50;
@@ -67,16 +67,12 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
 }
 
 fn model(listing: &ModelListing) -> Value {
-    let (state, detail) = match &listing.state {
-        ModelState::Loading { percent } => ("loading", json!(percent)),
-        ModelState::Ready => ("ready", Value::Null),
-        ModelState::Failed { reason } => ("failed", json!(reason)),
-    };
+    let StateObject { state, progress, reason } = (&listing.state).into();
     json!({
         "name": listing.name,
         "aliases": listing.aliases,
         "state": state,
-        "detail": detail,
+        "detail": progress.map(Value::from).or(reason.map(Value::from)),
         "replicas": listing.replicas,
         "running": listing.load.running,
         "waiting": listing.load.waiting,

@@ -38,6 +38,12 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// The model is configured, but nobody has it loaded.
+    #[error("the model `{model}` is not loaded")]
+    ModelUnloaded {
+        /// Its name.
+        model: String,
+    },
     /// No such session, or it was deleted.
     #[error("the session does not exist")]
     SessionNotFound,
@@ -104,7 +110,7 @@ impl Refusal {
         match self {
             Self::InvalidValue { .. } | Self::Engine(EngineError::Schema(_)) => "invalid_value",
             Self::ContextExceeded(_) | Self::Engine(EngineError::ContextExceeded { .. }) => "context_length_exceeded",
-            Self::ModelNotFound { .. } => "model_not_found",
+            Self::ModelNotFound { .. } | Self::ModelUnloaded { .. } => "model_not_found",
             Self::SessionNotFound => "session_not_found",
             Self::IdempotencyConflict => "idempotency_conflict",
             Self::SessionExists => "session_exists",

@@ -21,6 +21,10 @@ pub struct Limits {
     pub history_bytes: usize,
     /// Stateless generations at once.
     pub stateless: usize,
+    /// How long a request waits for a model that is loaded on demand.
+    pub model_wait: Duration,
+    /// How long a model that is replaced or makes room may finish what it has taken on.
+    pub model_drain: Duration,
 }
 
 impl Default for Limits {
@@ -35,6 +39,8 @@ impl Default for Limits {
             projection_lag: 50_000,
             history_bytes: 256 * 1024,
             stateless: 1_000,
+            model_wait: Duration::from_secs(30),
+            model_drain: Duration::from_secs(60),
         }
     }
 }

@@ -7,15 +7,15 @@ use std::{
 
 use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
-use parlance_inference_engine::{GenerateRequest, Replica};
+use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateRequest, Replica};
 use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     task::block_in_place,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
-use crate::{Refusal, clock::Clock, model_worker::ModelWorkerHandle};
+use crate::{Refusal, clock::Clock, model_manager::ManagerHandle};
 
 /// Reaches every model of the node. Cheap to clone.
 #[derive(Clone)]
@@ -23,15 +23,28 @@ pub(crate) struct Models(Arc<Shared>);
 
 struct Shared {
     registry: ModelRegistry,
-    /// The worker of each published replica.
-    workers: RwLock<Vec<(Arc<dyn Replica>, ModelWorkerHandle)>>,
+    /// The living incarnation of the manager, which loads what is loaded on demand.
+    manager: RwLock<Option<ManagerHandle>>,
+    /// How long a request waits for a model that is loaded on demand.
+    patience: Duration,
 }
 
-/// A generation that is ready to be handed to its worker.
+/// A generation that is ready to be handed to its replica, which lives at least as long as this: it may be replaced meanwhile.
 pub(crate) struct Planned {
-    pub(crate) worker: ModelWorkerHandle,
+    pub(crate) replica: Arc<dyn Replica>,
     pub(crate) request: GenerateRequest,
     pub(crate) tag: ModelTag,
+}
+
+impl Planned {
+    /// Has the request generated; what becomes of it is told to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// Why the engine did not take it; then nothing is told.
+    pub(crate) fn start(self, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
+        self.replica.submit(self.request, sink)
+    }
 }
 
 /// A generation outside any session.
@@ -47,26 +60,51 @@ pub(crate) struct Stateless<'a> {
 }
 
 impl Models {
-    pub(crate) fn new(registry: ModelRegistry) -> Self {
-        Self(Arc::new(Shared { registry, workers: RwLock::default() }))
+    /// `patience`: how long a request waits for a model that is loaded on demand.
+    pub(crate) fn new(registry: ModelRegistry, patience: Duration) -> Self {
+        Self(Arc::new(Shared { registry, manager: RwLock::default(), patience }))
     }
 
     pub(crate) fn registry(&self) -> &ModelRegistry {
         &self.0.registry
     }
 
-    /// Serves `model` by a worker's replica. Replicas of the same model that other workers brought go on serving.
-    pub(crate) fn attach(&self, model: &str, replica: Arc<dyn Replica>, worker: ModelWorkerHandle) {
-        let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
-        workers.push((replica, worker));
-        let of_model = workers.iter().map(|(replica, _)| replica).filter(|replica| replica.info().name == model);
-        self.0.registry.publish(model, of_model.cloned().collect());
+    /// A new incarnation of the manager.
+    pub(crate) fn set_manager(&self, manager: ManagerHandle) {
+        *self.0.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(manager);
     }
 
-    pub(crate) fn detach(&self, model: &str, replica: &Arc<dyn Replica>, reason: &str) {
-        let mut workers = self.0.workers.write().unwrap_or_else(PoisonError::into_inner);
-        workers.retain(|(known, _)| !Arc::ptr_eq(known, replica));
-        self.0.registry.withdraw(model, replica, reason);
+    /// The manager, if it lives.
+    pub(crate) fn manager(&self) -> Option<ManagerHandle> {
+        self.0.manager.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has a model loaded that is loaded on demand and is not there, and waits for it up to the stated bound. Says nothing of other
+    /// models: whether a model serves is told when a request is routed to it.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be loaded.
+    pub(crate) async fn fetch(&self, model: &str) -> Result<(), Refusal> {
+        let Some(name) = self.0.registry.absent_on_demand(model) else { return Ok(()) };
+        let Some(manager) = self.manager() else { return Ok(()) };
+        match timeout(self.0.patience, manager.demand(&name)).await {
+            Ok(there) => there,
+            Err(_late) => Ok(()),
+        }
+    }
+
+    /// Whether it makes sense to ask for the model again that was refused so. One that is loaded on demand is called for.
+    pub(crate) fn may_come(&self, model: &str, refusal: &Refusal) -> bool {
+        let on_demand = self.0.registry.absent_on_demand(model);
+        if let (Some(name), Some(manager)) = (&on_demand, self.manager()) {
+            manager.call_for(name);
+        }
+        match refusal {
+            Refusal::ModelNotReady { .. } => true,
+            Refusal::ModelUnloaded { .. } => on_demand.is_some(),
+            _ => false,
+        }
     }
 
     /// Checks what can be checked before a turn is accepted: options, model, and that what is to be answered fits its context. Answers
@@ -130,7 +168,7 @@ impl Models {
                 ..turn(messages, &order.options, order.history)
             },
         )?;
-        self.planned(&replica, request, tag)
+        Ok(Planned { replica, request, tag })
     }
 
     /// Renders a generation outside any session.
@@ -148,15 +186,7 @@ impl Models {
             },
         )?;
         let tag = tag(&*replica);
-        self.planned(&replica, request, tag)
-    }
-
-    fn planned(&self, replica: &Arc<dyn Replica>, request: GenerateRequest, tag: ModelTag) -> Result<Planned, Refusal> {
-        let workers = self.0.workers.read().unwrap_or_else(PoisonError::into_inner);
-        let found = workers.iter().find(|(known, _)| Arc::ptr_eq(known, replica));
-        let gone = || Refusal::ModelNotReady { model: tag.name.clone(), reason: "its worker is restarting".into() };
-        let worker = found.map(|(_, worker)| worker.clone()).ok_or_else(gone)?;
-        Ok(Planned { worker, request, tag })
+        Ok(Planned { replica, request, tag })
     }
 }
 
@@ -198,6 +228,7 @@ impl From<GatewayError> for Refusal {
             GatewayError::ModelLoading { name, percent } => {
                 Self::ModelNotReady { model: name, reason: format!("it is loading ({percent} %)") }
             }
+            GatewayError::ModelUnloaded { name } => Self::ModelUnloaded { model: name },
             GatewayError::ModelUnavailable { name, reason } => Self::ModelNotReady { model: name, reason },
             GatewayError::InvalidValue { param, message } => {
                 Self::InvalidValue { param: param.into(), message: format!("`{param}` {message}") }

@@ -1,5 +1,6 @@
 //! One node: its services, its supervision tree, and the handle that the faces and the operator hold.
 
+mod models;
 mod root;
 mod stateless;
 
@@ -16,21 +17,23 @@ use parlance_actors_guard::Guards;
 use parlance_cluster_log::ShardLog;
 use parlance_cluster_protocol::TurnId;
 use parlance_cluster_records::RecordStore;
-use parlance_inference_gateway::{ModelListing, ModelRegistry};
+use parlance_inference_gateway::{ModelListing, ModelRegistry, ModelState};
 use ractor::{Actor, ActorRef};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
 
+pub use self::models::{ModelOrder, ModelSources};
 use self::root::RootArguments;
 pub use self::stateless::StatelessRequest;
 pub(crate) use self::stateless::{finish_reason, token_counts};
 use crate::{
-    Limits, ModelSpec, Sessions, StartError,
+    Limits, ModelMemory, ModelSpec, Sessions, StartError,
     admission::Admission,
     clock::{Clock, as_millis},
     metrics,
+    model_manager::ModelManagerArguments,
     models::Models,
     shards::ShardTable,
     supervisor::{Supervisor, SupervisorMessage},
@@ -49,6 +52,10 @@ pub struct NodeOptions {
     pub records: Arc<dyn RecordStore>,
     /// The models that it serves. The first one also answers to `default`.
     pub models: Vec<ModelSpec>,
+    /// What they may take together.
+    pub memory: ModelMemory,
+    /// What makes a model of an operator's words; without it only the models above can be loaded.
+    pub sources: Option<ModelSources>,
     /// What reviews prompts and replies.
     pub guards: Guards,
     /// Its bounds.
@@ -61,6 +68,7 @@ pub(crate) struct Services {
     pub(crate) log: Arc<dyn ShardLog>,
     pub(crate) records: Arc<dyn RecordStore>,
     pub(crate) models: Models,
+    pub(crate) sources: Option<ModelSources>,
     pub(crate) guards: Guards,
     pub(crate) limits: Limits,
     pub(crate) dialogue_limits: dialogue::Limits,
@@ -171,13 +179,16 @@ impl Node {
             registry.set_alias(parlance_inference_gateway::DEFAULT_MODEL, &first.name);
         }
         // Known before any turn is taken up again: an open turn waits for a model that loads, and fails of one that is unknown.
-        options.models.iter().for_each(|model| registry.set_loading(&model.name, 0));
+        for model in &options.models {
+            registry.set_state(&model.name, ModelState::Loading { percent: 0 });
+        }
         let limits = options.limits;
         let services = Arc::new(Services {
             node: options.node,
             log: options.log,
             records: options.records,
-            models: Models::new(registry),
+            models: Models::new(registry, limits.model_wait),
+            sources: options.sources,
             guards: options.guards,
             dialogue_limits: dialogue_limits(&limits),
             clock: Clock::start(),
@@ -188,7 +199,13 @@ impl Node {
             limits,
         });
         let shards = ShardTable::new(services.log.shards());
-        let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models: options.models };
+        let models = ModelManagerArguments {
+            specs: options.models,
+            memory: options.memory,
+            drain: services.limits.model_drain,
+            models: services.models.clone(),
+        };
+        let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models };
         let (root, running) = Supervisor::spawn(None, Supervisor, root::supervisor(arguments)).await?;
         let (end, ended) = watch::channel(false);
         tokio::spawn(async move {
@@ -231,7 +248,7 @@ impl Node {
             reasons.push(format!("{} of {all} shards have no owner yet", all - owned));
         }
         reasons.extend(self.services.log.admission().err().map(|error| error.to_string()));
-        reasons.extend(self.models().readiness().err().map(|error| error.to_string()));
+        reasons.extend(self.models().missing().iter().map(ToString::to_string));
         Readiness { ready: reasons.is_empty(), reasons }
     }
 

@@ -20,6 +20,11 @@ pub(crate) fn acks_before_append() -> bool {
     is_chosen("ack-before-append")
 }
 
+/// Whether a replaced or unloaded model is ended at once instead of finishing what it has taken on.
+pub(crate) fn cuts_replaced_models() -> bool {
+    is_chosen("cut-replaced-models")
+}
+
 /// Panics a session that answers a poisonous message.
 pub(crate) fn taste(messages: &[Arc<Item>]) {
     if is_chosen("panic-on-poison") {

@@ -94,6 +94,7 @@ impl Sessions {
     }
 
     async fn try_submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
+        self.services.models.fetch(&request.options.model).await?;
         let prompt_tokens = self.services.models.check(
             &request.options,
             &request.input,
@@ -154,6 +155,7 @@ impl Sessions {
     /// As [`submit`](Self::submit).
     pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
         let options = request.options.unwrap_or_default();
+        self.services.models.fetch(&options.model).await?;
         let prompt_tokens = self.services.models.check(&options, &[], None, History::Session)?;
         let replaces = match request.replaces {
             Some(turn) => turn,

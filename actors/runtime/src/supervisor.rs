@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 pub use ledger::RestartPolicy;
 pub(crate) use ledger::{RestartLedger, Verdict};
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SpawnErr, SupervisionEvent};
 use tokio::time::Instant;
 
 use crate::metrics;
@@ -194,11 +194,32 @@ impl SupervisorState {
     }
 }
 
+/// Children that are restarted each by itself, by the default policy.
+pub(crate) fn one_for_one(children: Vec<ChildSpec>) -> SupervisorArguments {
+    SupervisorArguments { strategy: Strategy::OneForOne, policy: RestartPolicy::default(), children }
+}
+
+/// A child that is made from the same arguments each time.
+pub(crate) fn child<A>(kind: &'static str, actor: A, arguments: A::Arguments) -> ChildSpec
+where
+    A: Actor + Copy,
+    A::Arguments: Clone + Sync,
+{
+    let start: StartChild = Arc::new(move |supervisor| {
+        let arguments = arguments.clone();
+        Box::pin(async move {
+            let (actor, _running) = ActorRuntime::spawn_linked(None, actor, arguments, supervisor).await?;
+            Ok(actor.get_cell())
+        })
+    });
+    ChildSpec { kind, start }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{sync::Mutex, time::Duration};
 
-    use ractor::{ActorRuntime, ActorStatus};
+    use ractor::ActorStatus;
 
     use super::*;
 

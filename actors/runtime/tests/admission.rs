@@ -11,10 +11,10 @@ use std::{
 };
 
 use common::*;
-use parlance_actors_runtime::{ModelSpec, Node, NodeOptions, Refusal};
+use parlance_actors_runtime::{LoadProgress, ModelSpec, Node, NodeOptions, Refusal};
 use parlance_inference_engine::{
-    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget, Replica,
-    ReplicaInfo, ReplicaLoad, ScriptedOptions, ScriptedReplica,
+    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, ScriptedOptions, ScriptedReplica,
 };
 
 /// The scripted replica, with a queue that is as full as the test says.
@@ -51,6 +51,10 @@ impl Replica for Busy {
         if self.refuses.load(SeqCst) { Err(FULL) } else { Ok(()) }
     }
 
+    fn lifeline(&self) -> Lifeline {
+        self.replica.lifeline()
+    }
+
     fn load(&self) -> ReplicaLoad {
         self.replica.load()
     }
@@ -61,8 +65,8 @@ async fn node(data: &std::path::Path, refusals: usize) -> (Node, Arc<Busy>) {
     let (refuses, refusals) = (AtomicBool::new(false), AtomicUsize::new(refusals));
     let busy = Arc::new(Busy { replica, refuses, refusals });
     let served = busy.clone();
-    let load = move |_: &(dyn Fn(u8) + Sync)| Ok(served.clone() as Arc<dyn Replica>);
-    let models = vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }];
+    let load = move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(served.clone() as Arc<dyn Replica>);
+    let models = vec![ModelSpec::new("scripted", Arc::new(load))];
     (start(NodeOptions { models, ..options(data, "scripted") }).await, busy)
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use common::*;
 use futures_util::future::join_all;
-use parlance_actors_runtime::{ModelSpec, Node, NodeOptions, StatelessRequest, TurnOutcome, TurnStream};
+use parlance_actors_runtime::{LoadProgress, ModelSpec, Node, NodeOptions, StatelessRequest, TurnOutcome, TurnStream};
 use parlance_cluster_protocol::{GenerationOptions, Role, TurnId};
 use parlance_inference_engine::{
     ChatMessage, Engine, EngineError, EngineOptions, LaneInput, Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId,
@@ -117,7 +117,7 @@ impl TextCodec for Words {
 /// A node whose one model is in the test's hands.
 async fn node(data: &std::path::Path, hands: &Arc<Hands>) -> Node {
     let hands = hands.clone();
-    let load = move |_: &(dyn Fn(u8) + Sync)| {
+    let load = move |_: &(dyn Fn(LoadProgress) + Sync)| {
         if hands.loads.fetch_add(1, SeqCst) > 0 {
             Hands::wait_while(&hands.holds_loads);
             if hands.mends {
@@ -130,7 +130,7 @@ async fn node(data: &std::path::Path, hands: &Arc<Hands>) -> Node {
         let engine = Engine::start(Box::new(Parrot(hands.clone())), Arc::new(codec), options);
         Ok(Arc::new(engine) as Arc<dyn Replica>)
     };
-    let models = vec![ModelSpec { name: "parrot".into(), load: Arc::new(load) }];
+    let models = vec![ModelSpec::new("parrot", Arc::new(load))];
     start(NodeOptions { models, ..options(data, "scripted") }).await
 }
 

@@ -92,6 +92,8 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         log: Arc::new(log),
         records: Arc::new(records),
         models: checked.models,
+        memory: config.limits.memory,
+        sources: Some(models::sources(config)),
         guards: Guards::default(),
         limits: config.limits.node.clone(),
     })

@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
 use crate::{
-    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt,
-    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, StepCosts, Stopped, TextCodec, TokenId, TokenModel,
+    CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, StepCosts, TextCodec, TokenId, TokenModel,
     admission::Admission,
     grammar::GrammarCompiler,
+    lifeline::Life,
     load::Load,
     metrics::ReplicaMetrics,
     queue::{Job, Unserved},
@@ -60,7 +59,7 @@ impl Engine {
     ///
     /// An error or a panic of the model fails the requests of that step and forgets all caches; the engine goes on. It ends, and
     /// tells every request so, when the model returns [`EngineError::Stopped`] or fails three steps in a row. Once the replica
-    /// is dropped, the thread answers what it has taken on and ends.
+    /// is dropped, the thread answers what it has taken on and ends; its [`Lifeline`] ends it sooner.
     ///
     /// Where the system refuses a thread or the model has no lanes, the replica is stopped from the beginning.
     pub fn start(model: Box<dyn TokenModel>, codec: Arc<dyn TextCodec>, options: EngineOptions) -> EngineReplica {
@@ -70,15 +69,15 @@ impl Engine {
             ModelShape { lanes: model.lanes(), context_tokens: model.context_tokens(), vocabulary: model.vocabulary() };
         let admission = Admission::new(load.clone(), shape.lanes, &options);
         let (inbox, jobs) = channel();
-        let (alive, stopped) = watch::channel(());
+        let (lifeline, life) = Lifeline::new();
         let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone(), admission.clone());
-        let thread = EngineThread { scheduler, model, jobs, alive: Some(alive) };
+        let thread = EngineThread { scheduler, model, jobs, life };
         let name = format!("engine {}", codec.info().name);
         let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.lanes));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
-        EngineReplica { codec, shape, compiler: OnceLock::new(), load, admission, inbox, stopped }
+        EngineReplica { codec, shape, compiler: OnceLock::new(), load, admission, inbox, lifeline }
     }
 }
 
@@ -91,7 +90,7 @@ pub struct EngineReplica {
     load: Arc<Load>,
     admission: Arc<Admission>,
     inbox: Sender<Job>,
-    stopped: watch::Receiver<()>,
+    lifeline: Lifeline,
 }
 
 impl EngineReplica {
@@ -152,7 +151,7 @@ impl Replica for EngineReplica {
     /// [`EngineError::Template`] (it is empty) or [`EngineError::ModelFailed`] (it holds tokens of another vocabulary).
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
         self.check(&request)?;
-        if self.is_stopped() {
+        if self.lifeline.is_closed() {
             return Err(EngineError::Stopped);
         }
         let place = self.admission.admit(&request);
@@ -177,24 +176,25 @@ impl Replica for EngineReplica {
         self.load.now()
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stopped.has_changed().is_err()
-    }
-
-    fn stopped(&self) -> Stopped {
-        let mut stopped = self.stopped.clone();
-        Box::pin(async move { while stopped.changed().await.is_ok() {} })
+    fn lifeline(&self) -> Lifeline {
+        self.lifeline.clone()
     }
 }
 
-/// What the thread owns. Dropping it, however the thread ends, says that the engine has stopped, first to those who watch it, so that
-/// no caller that hears of it comes back here, then to all sinks.
+/// What the thread owns. Dropping it, however the thread ends, says that the engine takes nothing more, then tells all sinks and drops the
+/// model, and at last says that the engine has ended.
 struct EngineThread {
-    alive: Option<watch::Sender<()>>,
     scheduler: Scheduler,
     model: Box<dyn TokenModel>,
     /// Bounded by the places that jobs hold.
     jobs: Receiver<Job>,
+    life: Life,
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.life.close();
+    }
 }
 
 impl EngineThread {
@@ -205,6 +205,10 @@ impl EngineThread {
         let mut open = true;
         loop {
             open &= self.take_jobs();
+            if self.life.is_cut() {
+                self.life.close();
+                return self.scheduler.end_all();
+            }
             match self.scheduler.step(&mut *self.model, Instant::now) {
                 Step::Worked => {}
                 Step::Idle if open => match self.jobs.recv() {
@@ -213,7 +217,7 @@ impl EngineThread {
                 },
                 Step::Idle => return,
                 Step::Dead => {
-                    self.alive = None;
+                    self.life.close();
                     return self.scheduler.end_all();
                 }
             }

@@ -10,6 +10,7 @@ mod error;
 mod fake;
 mod grammar;
 mod lanes;
+mod lifeline;
 mod load;
 mod logprobs;
 mod metrics;
@@ -30,10 +31,11 @@ pub use cost::StepCosts;
 pub use engine::{Engine, EngineOptions, EngineReplica};
 pub use error::{EngineError, InvalidOption};
 pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
+pub use lifeline::Lifeline;
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Lane, LaneInput, TextCodec, TokenModel};
-pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad, Stopped};
+pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
 pub use request::{
     ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, Priority, PromptBudget,
     Sampling, TokenId, TokenUsage,

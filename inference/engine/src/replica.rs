@@ -1,14 +1,11 @@
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use tokio::sync::Notify;
 
-use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget};
+use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt, PromptBudget};
 
 /// What a replica serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +21,8 @@ pub struct ReplicaInfo {
     pub context_tokens: u32,
 }
 
-/// One loaded model that answers requests: an engine thread over real weights, or the scripted twin.
+/// One loaded model that answers requests: an engine thread over real weights, or the scripted twin. Once nobody holds it any more, it
+/// finishes what it has taken on and ends.
 pub trait Replica: Send + Sync + 'static {
     /// What it serves.
     fn info(&self) -> &ReplicaInfo;
@@ -61,19 +59,9 @@ pub trait Replica: Send + Sync + 'static {
     /// Requests that run or wait.
     fn load(&self) -> ReplicaLoad;
 
-    /// Whether the replica has ended. It never starts again: its supervisor starts another.
-    fn is_stopped(&self) -> bool {
-        false
-    }
-
-    /// Ends when the replica has.
-    fn stopped(&self) -> Stopped {
-        Box::pin(std::future::pending())
-    }
+    /// Watches its end.
+    fn lifeline(&self) -> Lifeline;
 }
-
-/// See [`Replica::stopped`]. Dropping it and waiting anew loses nothing.
-pub type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How busy a replica is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

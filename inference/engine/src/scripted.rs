@@ -24,8 +24,9 @@ pub use self::options::ScriptedOptions;
 use self::script::Script;
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Grammar,
-    PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad,
+    Lifeline, PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad,
     grammar::GrammarCompiler,
+    lifeline::Life,
     load::{Load, RunningGuard, WaitingGuard},
     metrics::ReplicaMetrics,
     reply, window,
@@ -37,6 +38,7 @@ const NAME: &str = "scripted";
 /// A replica that answers from a script. See the module's documentation.
 pub struct ScriptedReplica {
     shared: Arc<Shared>,
+    lifeline: Lifeline,
 }
 
 struct Shared {
@@ -47,6 +49,7 @@ struct Shared {
     /// Made for the first schema.
     compiler: OnceLock<Result<GrammarCompiler, EngineError>>,
     load: Arc<Load>,
+    life: Life,
 }
 
 impl ScriptedReplica {
@@ -63,7 +66,8 @@ impl ScriptedReplica {
         let metrics = Arc::new(ReplicaMetrics::new(NAME));
         let load = Load::new(metrics.clone());
         let compiler = OnceLock::new();
-        Self { shared: Arc::new(Shared { options, info, metrics, lanes, compiler, load }) }
+        let (lifeline, life) = Lifeline::new();
+        Self { shared: Arc::new(Shared { options, info, metrics, lanes, compiler, load, life }), lifeline }
     }
 }
 
@@ -101,6 +105,9 @@ impl Replica for ScriptedReplica {
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
         let shared = &self.shared;
         let cancel = CancelHandle::default();
+        if shared.life.is_cut() {
+            return Err(EngineError::Stopped);
+        }
         let mut job = Job::new(shared.clone(), request, sink)?;
         if shared.options.is_instant() {
             job.answer_at_once();
@@ -122,6 +129,10 @@ impl Replica for ScriptedReplica {
 
     fn load(&self) -> ReplicaLoad {
         self.shared.load.now()
+    }
+
+    fn lifeline(&self) -> Lifeline {
+        self.lifeline.clone()
     }
 }
 
@@ -171,7 +182,7 @@ impl Job {
 
     fn answer_at_once(&mut self) {
         if self.deadline.is_some_and(|deadline| deadline <= self.submitted) {
-            return self.fail();
+            return self.fail(EngineError::DeadlineExceeded);
         }
         self.begin();
         // The script ends by itself: this says all of it.
@@ -181,7 +192,7 @@ impl Job {
     }
 
     async fn run(mut self, place: Place, cancel: CancelHandle) {
-        let deadline = self.deadline;
+        let (deadline, shared) = (self.deadline, self.shared.clone());
         let expired = async move {
             match deadline {
                 Some(deadline) => sleep_until(deadline).await,
@@ -191,7 +202,8 @@ impl Job {
         tokio::select! {
             biased;
             () = cancel.cancelled() => self.shared.metrics.cancelled(self.script.said()),
-            () = expired => self.fail(),
+            () = expired => self.fail(EngineError::DeadlineExceeded),
+            () = shared.life.cut() => self.fail(EngineError::Stopped),
             Done = self.generate(place) => {}
         }
     }
@@ -250,9 +262,9 @@ impl Job {
         Done
     }
 
-    fn fail(&mut self) {
+    fn fail(&mut self, error: EngineError) {
         self.shared.metrics.failed(self.script.said());
-        reply::tell(&mut *self.sink, GenerateEvent::Failed(EngineError::DeadlineExceeded));
+        reply::tell(&mut *self.sink, GenerateEvent::Failed(error));
     }
 }
 

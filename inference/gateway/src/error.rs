@@ -20,6 +20,12 @@ pub enum GatewayError {
         /// How much of it is loaded.
         percent: u8,
     },
+    /// The model is configured, but takes no memory now. One that is loaded on demand comes back when it is asked for.
+    #[error("the model `{name}` is not loaded")]
+    ModelUnloaded {
+        /// The model's name.
+        name: String,
+    },
     /// The model cannot serve until the operator mends what `reason` says, or its replica is back.
     #[error("the model `{name}` is not available: {reason}")]
     ModelUnavailable {

@@ -5,7 +5,7 @@ mod registry;
 mod turn;
 
 pub use error::GatewayError;
-pub use registry::{DEFAULT_MODEL, ModelListing, ModelRegistry, ModelState};
+pub use registry::{DEFAULT_MODEL, Demand, ModelListing, ModelRegistry, ModelState};
 pub use turn::{
     DEFAULT_MAX_TOKENS, FORMAT, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS_LIMIT, Turn, prepare_turn, validate_options,
 };

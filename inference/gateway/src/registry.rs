@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parlance_inference_engine::{Replica, ReplicaInfo, ReplicaLoad};
@@ -21,18 +25,36 @@ const IMBALANCE_FACTOR: usize = 2;
 /// What becomes of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelState {
-    /// It is being fetched, read or warmed up. A model that is loaded anew serves meanwhile.
+    /// It takes no memory.
+    Unloaded,
+    /// It is being fetched or read. A model that is loaded anew serves meanwhile.
     Loading {
         /// How much is done, 0 to 100.
         percent: u8,
     },
+    /// It runs its first steps. A model that is loaded anew serves meanwhile.
+    Warming,
     /// It serves.
     Ready,
-    /// The last attempt to load it failed, or its last replica ended.
+    /// It takes nothing new, and finishes what it has taken on.
+    Draining,
+    /// The last attempt to load it failed, or its last replica ended. Replicas of an earlier load go on serving.
     Failed {
         /// Why.
         reason: String,
     },
+}
+
+/// How much a node needs one of its models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Demand {
+    /// It may come and go: somebody loads and unloads it.
+    #[default]
+    Optional,
+    /// It is loaded when it is asked for.
+    OnDemand,
+    /// The node takes no traffic without it.
+    Required,
 }
 
 /// One model, for lists.
@@ -50,12 +72,23 @@ pub struct ModelListing {
     pub info: Option<ReplicaInfo>,
     /// Their requests together.
     pub load: ReplicaLoad,
+    /// How much the node needs it.
+    pub demand: Demand,
+    /// Since when nothing was asked of it.
+    pub unused_for: Duration,
 }
 
-/// The models of this node. Every method takes effect at once; requests that run on a replaced replica keep it until they end.
-#[derive(Default)]
+/// The models of this node. Every method takes effect at once, and holds its lock only for a choice among a few replicas; requests that
+/// run on a replaced replica keep it until they end.
 pub struct ModelRegistry {
     inner: RwLock<Models>,
+    started: Instant,
+}
+
+impl Default for ModelRegistry {
+    fn default() -> Self {
+        Self { inner: RwLock::default(), started: Instant::now() }
+    }
 }
 
 #[derive(Default)]
@@ -67,7 +100,10 @@ struct Models {
 
 struct Model {
     state: ModelState,
+    demand: Demand,
     seats: Vec<Seat>,
+    /// When something was asked of it last, in milliseconds since the registry was made.
+    used_ms: AtomicU64,
 }
 
 /// A replica and the number that conversations find it by, whatever becomes of the others.
@@ -83,23 +119,40 @@ impl ModelRegistry {
         Self::default()
     }
 
-    /// Reports that a model is loading.
-    pub fn set_loading(&self, name: &str, percent: u8) {
-        self.write().model(name).state = ModelState::Loading { percent: percent.min(100) };
+    /// Reports what becomes of a model, which is made known by it.
+    pub fn set_state(&self, name: &str, state: ModelState) {
+        self.write().model(name).state = state;
     }
 
-    /// Reports that a model could not be loaded. Replicas of an earlier load go on serving.
-    pub fn set_failed(&self, name: &str, reason: impl Into<String>) {
-        self.write().model(name).state = ModelState::Failed { reason: reason.into() };
+    /// Says how much the node needs a model, which is made known by it.
+    pub fn set_demand(&self, name: &str, demand: Demand) {
+        self.write().model(name).demand = demand;
     }
 
-    /// Serves a model by these replicas, in place of those it had.
+    /// Serves a model by these replicas, in place of those it had. One that it had already keeps its conversations.
     pub fn publish(&self, name: &str, replicas: Vec<Arc<dyn Replica>>) {
+        let now = self.now_ms();
         let mut inner = self.write();
-        let first = inner.seats;
-        inner.seats += replicas.len() as u64;
-        let seats = (first..).zip(replicas).map(|(number, replica)| Seat { number, replica }).collect();
-        *inner.model(name) = Model { state: ModelState::Ready, seats };
+        let mut next = inner.seats;
+        let model = inner.model(name);
+        let old = std::mem::take(&mut model.seats);
+        model.seats.extend(replicas.into_iter().map(|replica| {
+            old.iter().find(|seat| Arc::ptr_eq(&seat.replica, &replica)).cloned().unwrap_or_else(|| {
+                next += 1;
+                Seat { number: next, replica }
+            })
+        }));
+        model.state = ModelState::Ready;
+        model.used_ms.fetch_max(now, Ordering::Relaxed);
+        inner.seats = next;
+    }
+
+    /// Takes all replicas of a model out. Requests that run on them keep them until they end.
+    pub fn clear(&self, name: &str, state: ModelState) {
+        let mut inner = self.write();
+        let model = inner.model(name);
+        model.seats.clear();
+        model.state = state;
     }
 
     /// Takes one replica out, for example because it died. A model without replicas is [`ModelState::Failed`] for `reason`.
@@ -142,22 +195,44 @@ impl ModelRegistry {
     pub fn route(&self, name: &str, affinity: u64) -> Result<Arc<dyn Replica>, GatewayError> {
         let inner = self.read();
         let (name, model) = inner.find(name)?;
+        model.used_ms.store(self.now_ms(), Ordering::Relaxed);
         choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))
     }
 
-    /// Whether calls that name no model are served.
-    ///
-    /// # Errors
-    ///
-    /// As [`route`](Self::route): why they are not.
-    pub fn readiness(&self) -> Result<(), GatewayError> {
-        self.route(DEFAULT_MODEL, 0).map(drop)
+    /// The own name of a model that is loaded on demand and is not there.
+    pub fn absent_on_demand(&self, name: &str) -> Option<String> {
+        let inner = self.read();
+        let (name, model) = inner.find(name).ok()?;
+        (model.demand == Demand::OnDemand && model.seats.is_empty()).then(|| name.to_owned())
+    }
+
+    /// What keeps the node from taking traffic: required models that do not serve, or that calls which name no model find none.
+    pub fn missing(&self) -> Vec<GatewayError> {
+        let inner = self.read();
+        let required = inner.models.iter().filter(|(_, model)| model.demand == Demand::Required && !model.serves());
+        let missing: Vec<_> = required.map(|(name, model)| model.unavailable(name)).collect();
+        let nameless = match inner.find(DEFAULT_MODEL) {
+            Ok((name, model)) if !model.serves() && model.demand == Demand::Optional => Some(model.unavailable(name)),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        missing.into_iter().chain(nameless).collect()
     }
 
     /// Every model, sorted by name.
     pub fn list(&self) -> Vec<ModelListing> {
-        let inner = self.read();
-        inner.models.iter().map(|(name, model)| model.listing(name, inner.aliases_of(name))).collect()
+        let (inner, now) = (self.read(), self.now_ms());
+        inner.models.iter().map(|(name, model)| model.listing(name, inner.aliases_of(name), now)).collect()
+    }
+
+    /// One model by its own name.
+    pub fn listing(&self, name: &str) -> Option<ModelListing> {
+        let (inner, now) = (self.read(), self.now_ms());
+        inner.models.get(name).map(|model| model.listing(name, inner.aliases_of(name), now))
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Models> {
@@ -171,7 +246,12 @@ impl ModelRegistry {
 
 impl Models {
     fn model(&mut self, name: &str) -> &mut Model {
-        let new = || Model { state: ModelState::Loading { percent: 0 }, seats: Vec::new() };
+        let new = || Model {
+            state: ModelState::Unloaded,
+            demand: Demand::default(),
+            seats: Vec::new(),
+            used_ms: AtomicU64::new(0),
+        };
         self.models.entry(name.to_owned()).or_insert_with(new)
     }
 
@@ -192,11 +272,25 @@ impl Models {
     }
 }
 
+impl Seat {
+    /// Whether its replica takes requests. One that has died does not, even before its worker takes it out.
+    fn is_open(&self) -> bool {
+        !self.replica.lifeline().is_closed()
+    }
+}
+
 impl Model {
+    fn serves(&self) -> bool {
+        self.seats.iter().any(Seat::is_open)
+    }
+
     fn unavailable(&self, name: &str) -> GatewayError {
         let name = name.to_owned();
         match &self.state {
+            ModelState::Unloaded => GatewayError::ModelUnloaded { name },
             ModelState::Loading { percent } => GatewayError::ModelLoading { name, percent: *percent },
+            ModelState::Warming => GatewayError::ModelLoading { name, percent: 100 },
+            ModelState::Draining => GatewayError::ModelUnavailable { name, reason: "it is being unloaded".into() },
             ModelState::Failed { reason } => GatewayError::ModelUnavailable { name, reason: reason.clone() },
             ModelState::Ready if self.seats.is_empty() => {
                 GatewayError::ModelUnavailable { name, reason: "it has no replicas".into() }
@@ -205,7 +299,7 @@ impl Model {
         }
     }
 
-    fn listing(&self, name: &str, aliases: Vec<String>) -> ModelListing {
+    fn listing(&self, name: &str, aliases: Vec<String>, now_ms: u64) -> ModelListing {
         let loads = self.seats.iter().map(|seat| seat.replica.load());
         let load = loads.fold(ReplicaLoad::default(), |sum, load| ReplicaLoad {
             running: sum.running + load.running,
@@ -218,14 +312,15 @@ impl Model {
             replicas: self.seats.len(),
             info: self.seats.first().map(|seat| seat.replica.info().clone()),
             load,
+            demand: self.demand,
+            unused_for: Duration::from_millis(now_ms.saturating_sub(self.used_ms.load(Ordering::Relaxed))),
         }
     }
 }
 
-/// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even. A replica that
-/// has stopped is passed over, even before its worker takes it out.
+/// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
 fn choose(seats: &[Seat], affinity: u64) -> Option<Arc<dyn Replica>> {
-    let living = || seats.iter().filter(|seat| !seat.replica.is_stopped());
+    let living = || seats.iter().filter(|seat| seat.is_open());
     if let [only] = seats {
         return living().next().map(|_| only.replica.clone());
     }

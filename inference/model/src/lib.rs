@@ -32,7 +32,7 @@ pub use codec::ChatCodec;
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::ModelError;
 pub use llama::LlamaModel;
-pub use load::{LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
+pub use load::{Footprint, LoadOptions, LoadProgress, LoadStage, LoadedModel, inspect, load};
 pub use model::Model;
 pub use precision::{Precision, UnknownPrecision};
 pub use tensor::TensorModel;

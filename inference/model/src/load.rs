@@ -8,7 +8,8 @@ use parlance_inference_engine::{EngineError, LaneInput, ReplicaInfo, TokenModel}
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision,
     device::Compute,
-    kv::KvCache,
+    kv::{KvCache, bytes_per_token},
+    precision::Numbers,
     source::{Description, Source},
     tensor::{TensorModel, TensorOptions},
     weights::{Weights, pack_rows},
@@ -18,6 +19,11 @@ const DEFAULT_LANES: usize = 16;
 const DEFAULT_CONTEXT_TOKENS: u32 = 2_048;
 /// Positions of the warm-up's prompt: enough that every kind of kernel runs.
 const WARM_UP_TOKENS: usize = 16;
+
+/// What a model takes beside weights and cache: buffers of a step, and ...
+const REST_BYTES: u64 = 24 << 20;
+/// ... for each token its text, its merges and where they are looked up.
+const BYTES_PER_TOKEN_OF_VOCABULARY: u64 = 512;
 
 /// How a model is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,14 +148,45 @@ fn build(
     }
 }
 
-/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, and finds
-/// files that are cut short, damaged or of a kind that this build cannot run.
+/// What a model takes in memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Its weights, as they are computed with.
+    pub weights: u64,
+    /// Keys and values, once all lanes are full.
+    pub cache: u64,
+    /// Tokenizer, template and working memory, roughly.
+    pub rest: u64,
+}
+
+impl Footprint {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.cache).saturating_add(self.rest)
+    }
+}
+
+/// Reads the description of the model in `source`, a GGUF file or a directory, and none of its weights: takes little time, finds
+/// files that are cut short, damaged or of a kind that this build cannot run, and says what [`load`] would take.
 ///
 /// # Errors
 ///
 /// [`ModelError`], as [`load`] would give it.
-pub fn inspect(source: &Path) -> Result<(), ModelError> {
-    Source::open(source)?.describe().map(drop)
+pub fn inspect(source: &Path, options: &LoadOptions) -> Result<Footprint, ModelError> {
+    let source = Source::open(source)?;
+    let description = source.describe()?;
+    let numbers = match options.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => options.precision.of(&description.tensors),
+        // Its memory is its own, and how much of this machine's its driver takes nobody says.
+        _ => Numbers::F32,
+    };
+    let context = description.config.context.min(options.context_tokens as usize);
+    let lane = (bytes_per_token(&description.config) as u64).saturating_mul(context as u64);
+    Ok(Footprint {
+        weights: description.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(),
+        cache: lane.saturating_mul(options.lanes as u64),
+        rest: REST_BYTES + description.config.vocabulary as u64 * BYTES_PER_TOKEN_OF_VOCABULARY,
+    })
 }
 
 /// Runs every shape where there are shapes, and prefills and decodes once, so that the first request finds all in place.

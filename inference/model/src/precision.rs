@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use parlance_inference_kernels::{PANEL, int8::GROUP};
+
 use crate::tensors::Tensors;
 
 /// How the weights of a model are kept, and so in which numbers its linear maps are computed.
@@ -73,6 +75,19 @@ impl Precision {
 }
 
 impl Numbers {
+    /// What a tensor takes once it is packed, in bytes.
+    pub(crate) fn bytes(self, shape: &[usize]) -> u64 {
+        let &[inputs, outputs] = shape else { return shape.iter().product::<usize>() as u64 * 4 };
+        let bytes = match self {
+            Self::F32 => outputs.next_multiple_of(PANEL) * inputs * size_of::<f32>(),
+            Self::Int8 => {
+                let values = outputs.next_multiple_of(PANEL) * inputs.next_multiple_of(GROUP);
+                values + values / GROUP * size_of::<f32>()
+            }
+        };
+        bytes as u64
+    }
+
     /// The kernel set and precision. Changes whenever the order or rounding of any computation does.
     pub(crate) fn numerics(self) -> &'static str {
         match self {

@@ -103,6 +103,11 @@ impl<'a> Tensors<'a> {
         bytes.saturating_mul(8) <= values.saturating_mul(9)
     }
 
+    /// The shapes of all tensors, the fastest dimension first.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = &[usize]> {
+        self.by_name.values().map(|tensor| &*tensor.shape)
+    }
+
     /// The container's own names of all tensors.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
         self.by_name.keys().copied()

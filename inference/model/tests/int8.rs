@@ -4,7 +4,7 @@
 mod support;
 
 use parlance_inference_engine::{Lane, LaneInput, TextCodec as _, TokenId, TokenModel};
-use parlance_inference_model::{ChatCodec, LoadedModel, Model, Precision};
+use parlance_inference_model::{ChatCodec, LoadOptions, LoadedModel, Model, Precision, inspect};
 
 /// Text that the model has not seen: this repository's own.
 const TEXT: &str = concat!(
@@ -62,6 +62,20 @@ fn weights_in_8_bits_take_a_quarter_and_lose_next_to_nothing() {
     assert!((ratio - 1.0).abs() > 1e-6, "8 bits are not exact: {ratio}");
     let bytes = model.weight_bytes();
     assert!(bytes * 100 <= exact_bytes * 35, "{bytes} bytes against {exact_bytes}");
+}
+
+#[test]
+fn what_a_model_takes_is_known_before_it_is_loaded() {
+    let (lanes, context_tokens) = (2, WINDOW as u32);
+    for precision in [Precision::F32, Precision::Int8] {
+        let options = LoadOptions { lanes, context_tokens, precision, ..LoadOptions::new("m") };
+        let told = inspect(&support::path(), &options).expect("it can be read");
+        let LoadedModel { model, .. } = support::model(lanes, context_tokens, precision);
+        assert_eq!(told.cache, model.cache_bytes() as u64);
+        // Norms are counted, and matrices side by side share their last panel: hardly anything.
+        let weights = model.weight_bytes() as u64;
+        assert!((weights..weights + weights / 100).contains(&told.weights), "{told:?}, not {weights}");
+    }
 }
 
 /// Prompts of 20 to 560 tokens, from all over the text.

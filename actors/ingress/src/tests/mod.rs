@@ -15,7 +15,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use parlance_actors_runtime::{Guards, Limits, ModelSpec, Node, NodeOptions};
+use parlance_actors_runtime::{Guards, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions};
 use parlance_cluster_records::LocalRecords;
 use parlance_inference_engine::{Replica, ScriptedOptions, ScriptedReplica};
@@ -33,13 +33,16 @@ pub(super) const SLOW: &str = "scripted:ttft_ms=0,token_ms=50,tokens=400,seed=0"
 
 pub(super) async fn node(data: &Path, script: &str) -> Node {
     let script = ScriptedOptions::parse(script).expect("a valid script");
-    let load = move |_: &(dyn Fn(u8) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
+    let load =
+        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
     let log = LocalLogOptions { shards: 2, ..LocalLogOptions::new(data.join("log")) };
     let options = NodeOptions {
         node: "test".into(),
         log: Arc::new(LocalLog::open(log).expect("the log opens")),
         records: Arc::new(LocalRecords::open(data.join("records")).expect("the records open")),
-        models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
+        models: vec![ModelSpec::new("scripted", Arc::new(load))],
+        memory: ModelMemory::default(),
+        sources: None,
         guards: Guards::default(),
         limits: Limits::default(),
     };

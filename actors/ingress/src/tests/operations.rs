@@ -1,12 +1,12 @@
 //! Keys, health, metrics, the description, the operator's view.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use http::Method;
 use serde_json::Value;
 
-use super::{FAST, Face, request};
-use crate::{Auth, IngressOptions};
+use super::{Answer, FAST, Face, request};
+use crate::{Auth, IngressOptions, auth::Peer};
 
 #[tokio::test]
 async fn keys_separate_tenants() {
@@ -88,4 +88,60 @@ async fn the_description_fits_the_router() {
             assert_ne!(answer.status, 405, "{path}");
         }
     }
+}
+
+async fn call_from(face: &Face, peer: Option<&str>, method: Method, path: &str, body: &'static str) -> Answer {
+    let mut request = request(method, path, &[], body);
+    if let Some(peer) = peer {
+        let address: IpAddr = peer.parse().expect("an address");
+        request.extensions_mut().insert(Peer(address));
+    }
+    face.send(request).await
+}
+
+#[tokio::test]
+async fn models_are_changed_from_the_nodes_own_machine_alone() {
+    let face = Face::new(FAST).await;
+    let reload = r#"{"model": "default", "reload": true}"#;
+    for peer in [None, Some("192.0.2.7"), Some("::ffff:192.0.2.7"), Some("fe80::1")] {
+        for (method, path) in [(Method::POST, "/admin/v1/models"), (Method::DELETE, "/admin/v1/models/scripted")] {
+            let refused = call_from(&face, peer, method, path, reload).await;
+            assert_eq!(refused.error(), (403, "operator_only".into(), None), "{peer:?}");
+        }
+        assert_eq!(call_from(&face, peer, Method::GET, "/admin/v1/models", "").await.status, 200);
+    }
+    for peer in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
+        let begun = call_from(&face, Some(peer), Method::POST, "/admin/v1/models", reload).await;
+        assert!(begun.status == 202 || begun.error().1 == "model_busy", "{}", begun.body);
+    }
+}
+
+#[tokio::test]
+async fn orders_for_models_are_checked_by_name() {
+    let face = Face::new(FAST).await;
+    let post = async |body| call_from(&face, Some("127.0.0.1"), Method::POST, "/admin/v1/models", body).await.error();
+    let invalid = |param: &str| (400, "invalid_value".to_owned(), Some(param.to_owned()));
+    assert_eq!(post(r#"{"model": "scripted", "replicas": 0}"#).await, invalid("replicas"));
+    assert_eq!(post(r#"{"model": "scripted", "pinned": "yes"}"#).await, invalid("pinned"));
+    assert_eq!(post(r#"{"model": "scripted", "lane": 3}"#).await.1, "unknown_parameter");
+    assert_eq!(post(r#"{"model": "other"}"#).await, (404, "model_not_found".into(), Some("model".into())));
+    let unload = call_from(&face, Some("127.0.0.1"), Method::DELETE, "/admin/v1/models/other", "").await;
+    assert_eq!(unload.error(), (404, "model_not_found".into(), Some("model".into())));
+}
+
+#[tokio::test]
+async fn the_operator_sees_what_models_take() {
+    let face = Face::new(FAST).await;
+    let list = face.get("/admin/v1/models").await.json();
+    let model = &list["data"][0];
+    assert_eq!((&model["id"], &model["state"], &model["serving"]), (&"scripted".into(), &"ready".into(), &1.into()));
+    assert_eq!(list["memory"], serde_json::json!({ "budget_bytes": null, "held_bytes": 0 }));
+    assert_eq!(face.get("/admin/v1/models/default").await.json()["id"], "scripted");
+    assert_eq!(face.get("/admin/v1/models/other").await.error().1, "model_not_found");
+    let path = "/admin/v1/models/scripted?deadline_s=1";
+    let unloaded = call_from(&face, Some("127.0.0.1"), Method::DELETE, path, "").await;
+    assert_eq!(unloaded.status, 202, "{}", unloaded.body);
+    let refused = face.post("/v1/chat/completions", &[], r#"{"messages": [{"role": "user", "content": "x"}]}"#).await;
+    let code = refused.error().1;
+    assert!(code == "model_not_found" || code == "overloaded", "{}", refused.body);
 }

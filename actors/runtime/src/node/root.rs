@@ -5,28 +5,27 @@
 //! ├── shards (one for one)
 //! │   └── Shard …        one per shard
 //! │       └── Session …  one per live session
-//! └── models (one for one)
-//!     └── ModelWorker …  one per replica
+//! └── ModelManager
+//!     └── loading (one for one) …  one per loading of a model
+//!         └── ModelWorker …        one per replica
 //! ```
 
 use std::sync::Arc;
 
 use parlance_cluster_protocol::ShardId;
-use ractor::{Actor, ActorRuntime};
 
 use super::Services;
 use crate::{
-    ModelSpec,
-    model_worker::{ModelWorker, ModelWorkerArguments},
+    model_manager::{ModelManager, ModelManagerArguments},
     shard::{Shard, ShardArguments},
     shards::ShardTable,
-    supervisor::{ChildSpec, RestartPolicy, StartChild, Strategy, Supervisor, SupervisorArguments},
+    supervisor::{Supervisor, SupervisorArguments, child, one_for_one},
 };
 
 pub(super) struct RootArguments {
     pub(super) services: Arc<Services>,
     pub(super) shards: ShardTable,
-    pub(super) models: Vec<ModelSpec>,
+    pub(super) models: ModelManagerArguments,
 }
 
 pub(super) fn supervisor(arguments: RootArguments) -> SupervisorArguments {
@@ -40,32 +39,8 @@ pub(super) fn supervisor(arguments: RootArguments) -> SupervisorArguments {
             )
         })
         .collect();
-    let model_children = models
-        .into_iter()
-        .map(|spec| child("model_worker", ModelWorker, ModelWorkerArguments { spec, models: services.models.clone() }))
-        .collect();
     one_for_one(vec![
         child("shard_supervisor", Supervisor, one_for_one(shard_children)),
-        child("model_supervisor", Supervisor, one_for_one(model_children)),
+        child("model_manager", ModelManager, models),
     ])
-}
-
-fn one_for_one(children: Vec<ChildSpec>) -> SupervisorArguments {
-    SupervisorArguments { strategy: Strategy::OneForOne, policy: RestartPolicy::default(), children }
-}
-
-/// A child that is made from the same arguments each time.
-fn child<A>(kind: &'static str, actor: A, arguments: A::Arguments) -> ChildSpec
-where
-    A: Actor + Copy,
-    A::Arguments: Clone + Sync,
-{
-    let start: StartChild = Arc::new(move |supervisor| {
-        let arguments = arguments.clone();
-        Box::pin(async move {
-            let (actor, _running) = ActorRuntime::spawn_linked(None, actor, arguments, supervisor).await?;
-            Ok(actor.get_cell())
-        })
-    });
-    ChildSpec { kind, start }
 }

@@ -56,8 +56,10 @@ impl Node {
     ///
     /// Why nothing is generated.
     pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
+        let permit = self.services.stateless.admit(&request.tenant)?;
+        self.services.models.fetch(&request.options.model).await?;
         let generation = Arc::new(Generation {
-            _permit: self.services.stateless.admit(&request.tenant)?,
+            _permit: permit,
             seed: request.seed.unwrap_or_else(rand::random),
             deadline: Instant::now() + self.services.limits.turn_deadline,
             services: self.services.clone(),
@@ -105,9 +107,9 @@ impl Generation {
             deadline: self.deadline,
             promised: self.deaths.load(Ordering::Relaxed) > 0,
         })?;
-        let sink = Sink { generation: self.clone(), model: planned.tag, has_begun: false };
+        let sink = Sink { generation: self.clone(), model: planned.tag.clone(), has_begun: false };
         let sink = Guarded::new(&services.guards, &request.tenant, sink)?;
-        let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+        let handle = planned.start(Box::new(sink))?;
         self.cancellation.cover(handle);
         Ok(())
     }
@@ -126,8 +128,9 @@ impl Generation {
         while Instant::now() < self.deadline && self.writer.has_watchers() {
             let wait = match self.clone().attempt().await {
                 Ok(()) => return,
-                Err(Refusal::ModelNotReady { .. } | Refusal::Engine(EngineError::Stopped)) => LOOK_AGAIN,
+                Err(Refusal::Engine(EngineError::Stopped)) => LOOK_AGAIN,
                 Err(Refusal::Engine(EngineError::QueueFull { retry_after })) => retry_after.min(LONGEST_LOOK),
+                Err(refusal) if self.services.models.may_come(&self.request.options.model, &refusal) => LOOK_AGAIN,
                 Err(refusal) => return self.fail(&refusal),
             };
             time::sleep(wait.max(LOOK_AGAIN)).await;

@@ -186,8 +186,9 @@ async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter
     let messages = reviewed.messages();
     loop {
         let wait = match attempt(services, tenant, &order, &messages, reporter).await {
-            Err(Refusal::ModelNotReady { .. } | Refusal::Engine(EngineError::Stopped)) => MODEL_POLL,
+            Err(Refusal::Engine(EngineError::Stopped)) => MODEL_POLL,
             Err(Refusal::Engine(EngineError::QueueFull { retry_after })) => retry_after.clamp(MODEL_POLL, LONGEST_POLL),
+            Err(refusal) if services.models.may_come(&order.options.model, &refusal) => MODEL_POLL,
             ended => return ended,
         };
         if reporter.is_cancelled() {
@@ -216,7 +217,7 @@ async fn attempt(
     let taken = Arc::new(AtomicBool::new(false));
     let sink = Sink { reporter: reporter.clone(), ended: false, taken: taken.clone() };
     let sink = Guarded::new(&services.guards, tenant, sink)?;
-    let handle = planned.worker.generate(planned.request, Box::new(sink)).await?;
+    let handle = planned.start(Box::new(sink))?;
     reporter.report(Event::Cancellable(handle));
     if taken.swap(true, Ordering::Relaxed) {
         reporter.report(Event::Failed(broke_off("the model worker stopped")));

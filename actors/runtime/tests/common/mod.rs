@@ -4,8 +4,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use parlance_actors_runtime::{
-    AcceptedTurn, Guards, Idempotency, Limits, ModelSpec, Node, NodeOptions, TurnEvent, TurnOutcome, TurnRequest,
-    TurnStream,
+    AcceptedTurn, Guards, Idempotency, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions, TurnEvent,
+    TurnOutcome, TurnRequest, TurnStream,
 };
 use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError, ShardLog};
 use parlance_cluster_protocol::{
@@ -43,12 +43,15 @@ pub(crate) fn options(data: &Path, script: &str) -> NodeOptions {
 
 pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> NodeOptions {
     let script = ScriptedOptions::parse(script).expect("the script is valid");
-    let load = move |_: &(dyn Fn(u8) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
+    let load =
+        move |_: &(dyn Fn(LoadProgress) + Sync)| Ok(Arc::new(ScriptedReplica::new(script.clone())) as Arc<dyn Replica>);
     NodeOptions {
         node: "test".into(),
         log: log(data, shards),
         records: records(data),
-        models: vec![ModelSpec { name: "scripted".into(), load: Arc::new(load) }],
+        models: vec![ModelSpec::new("scripted", Arc::new(load))],
+        memory: ModelMemory::default(),
+        sources: None,
         guards: Guards::default(),
         limits: Limits::default(),
     }

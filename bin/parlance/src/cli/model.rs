@@ -1,16 +1,22 @@
-//! `parlance model`: the weights on this machine.
+//! `parlance model`: the weights on this machine, and the models that a node serves.
+
+mod served;
+
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::json;
 
+use self::served::{Load, Unload};
 use crate::{
+    client::Remote,
     config::{Config, Overrides},
     failure::Failure,
     models::{self, ModelSource},
     output,
 };
 
-/// Get and list models
+/// Get and list models, and have a node load and unload them
 #[derive(Debug, Subcommand)]
 pub(super) enum Model {
     /// Download a model's weights, verify them and keep them in the model directory
@@ -24,11 +30,22 @@ pub(super) enum Model {
         #[command(flatten)]
         place: Place,
     },
-    /// List the models in the model directory
+    /// List the models in the model directory, or with --server those of a node
     List {
         #[command(flatten)]
         place: Place,
+        /// The node whose models are listed instead
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+        /// A file whose first key is used
+        #[arg(long, value_name = "FILE", env = "PARLANCE_API_KEY_FILE")]
+        api_key_file: Option<PathBuf>,
+        /// A certificate authority to trust besides the machine's own (PEM)
+        #[arg(long, value_name = "FILE", env = "PARLANCE_CA_CERT")]
+        ca_cert: Option<PathBuf>,
     },
+    Load(Load),
+    Unload(Unload),
 }
 
 /// Which model directory, and how to tell about it.
@@ -36,10 +53,10 @@ pub(super) enum Model {
 pub(super) struct Place {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE", env = "PARLANCE_CONFIG")]
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
     /// Where weights are kept [default: usually ~/.local/share/parlance/models]
     #[arg(long, value_name = "DIR")]
-    model_dir: Option<std::path::PathBuf>,
+    model_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -57,7 +74,12 @@ impl Model {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
             Self::Fetch { name, sha256, place } => fetch(&name, sha256.as_deref(), &place),
-            Self::List { place } => list(&place),
+            Self::List { place, server: None, .. } => list(&place),
+            Self::List { place, server: Some(server), api_key_file, ca_cert } => {
+                served::list(&Remote::at(server, api_key_file, ca_cert), place.json)
+            }
+            Self::Load(load) => load.run(),
+            Self::Unload(unload) => unload.run(),
         }
     }
 }

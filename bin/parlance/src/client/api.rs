@@ -35,6 +35,13 @@ pub(crate) struct Remote {
     pub(crate) json: bool,
 }
 
+impl Remote {
+    /// A server that is not the usual one.
+    pub(crate) fn at(server: String, api_key_file: Option<PathBuf>, ca_cert: Option<PathBuf>) -> Self {
+        Self { server, api_key_file, ca_cert, json: false }
+    }
+}
+
 /// A server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
@@ -116,6 +123,11 @@ impl Api {
     /// A `POST` to `path`.
     pub(crate) fn post(&self, path: &str) -> RequestBuilder {
         self.authorised(self.client.post(self.url(path)))
+    }
+
+    /// A `DELETE` of `path`.
+    pub(crate) fn delete(&self, path: &str) -> RequestBuilder {
+        self.authorised(self.client.delete(self.url(path)))
     }
 
     fn authorised(&self, request: RequestBuilder) -> RequestBuilder {

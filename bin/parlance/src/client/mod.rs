@@ -5,7 +5,7 @@ mod regenerate;
 mod sse;
 mod turn;
 
-pub(crate) use api::{Api, Remote};
+pub(crate) use api::{Api, ApiFailure, Remote};
 pub(crate) use turn::{Answer, TurnEnd, Watcher, answer, regenerate};
 
 use crate::{

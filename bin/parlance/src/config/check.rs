@@ -11,7 +11,7 @@ use std::{
 };
 
 use parlance_actors_ingress::IngressLimits;
-use parlance_actors_runtime::Limits;
+use parlance_actors_runtime::{Limits, ModelMemory};
 use parlance_inference_model::{DeviceChoice, Precision};
 
 use super::{
@@ -34,6 +34,10 @@ const MANY: i64 = 100_000_000;
 
 /// A day: nothing that a limit times is left to take longer.
 const DAY_S: i64 = 24 * 60 * 60;
+
+/// The share of the memory that this process may have that is for models unless the operator says otherwise, in percent: the rest is for
+/// sessions, the log's and the records' caches, and the pages of files.
+const MODEL_MEMORY_PERCENT: u64 = 75;
 
 /// Below, no chat fits; above, one request is a burden to the node.
 const BODY_BYTES: RangeInclusive<i64> = 1_024..=256 * 1024 * 1024;
@@ -262,6 +266,11 @@ impl Reader {
         let precision = self.model_choice::<Precision>(name, "precision");
         let device = self.model_choice::<DeviceChoice>(name, "device");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
+        let preload = raw(self, "preload") != Some(Raw::Flag(false));
+        if pinned && !preload {
+            let problem = format!("{} = false does not go with pinned = true. Remove one of them", shown("preload"));
+            self.problems.push(problem);
+        }
         let source = match raw(self, "source") {
             Some(Raw::Text(text)) => text,
             _ if name == DEFAULT_MODEL => models::DEFAULT_NAME.to_owned(),
@@ -279,6 +288,7 @@ impl Reader {
                 source,
                 replicas,
                 pinned,
+                preload,
                 device,
                 precision,
                 lanes,
@@ -293,7 +303,15 @@ impl Reader {
     }
 
     fn limits(&mut self) -> LimitsConfig {
-        LimitsConfig { node: self.node_limits(), ingress: self.ingress_limits() }
+        LimitsConfig { node: self.node_limits(), ingress: self.ingress_limits(), memory: self.model_memory() }
+    }
+
+    fn model_memory(&mut self) -> ModelMemory {
+        let default =
+            platform::memory_bytes().map_or(MANY, |bytes| ((bytes * MODEL_MEMORY_PERCENT / 100) >> 20) as i64);
+        let mib = self.integer("limits.model_memory_mib", default.max(1), 1..=MANY);
+        let evict = self.setting("limits.evict_idle_models").map(|setting| &setting.raw);
+        ModelMemory { budget_bytes: mib.unsigned_abs() << 20, evict_idle: evict == Some(&Raw::Flag(true)) }
     }
 
     fn node_limits(&mut self) -> Limits {
@@ -308,6 +326,8 @@ impl Reader {
             projection_lag: self.count("limits.projection_lag", default.projection_lag),
             history_bytes: self.count("limits.history_bytes", default.history_bytes),
             stateless: self.count("limits.stateless", default.stateless),
+            model_wait: self.seconds("limits.model_wait_s", default.model_wait),
+            model_drain: self.seconds("limits.model_drain_s", default.model_drain),
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use parlance_actors_ingress::IngressLimits;
-use parlance_actors_runtime::Limits;
+use parlance_actors_runtime::{Limits, ModelMemory};
 use parlance_inference_model::{DeviceChoice, Precision};
 
 use self::layers::Layers;
@@ -97,6 +97,8 @@ pub(crate) struct ModelConfig {
     pub(crate) source: ModelSource,
     pub(crate) replicas: usize,
     pub(crate) pinned: bool,
+    /// Whether it is loaded at the start. A pinned one always is.
+    pub(crate) preload: bool,
     pub(crate) device: DeviceChoice,
     pub(crate) precision: Precision,
     /// Sequences in memory at once, if not the model's default.
@@ -107,11 +109,28 @@ pub(crate) struct ModelConfig {
     pub(crate) target_first_token: Option<Duration>,
 }
 
+impl ModelConfig {
+    /// One replica of `source`, loaded at the start, with the model's own defaults.
+    pub(crate) fn of(source: ModelSource) -> Self {
+        Self {
+            source,
+            replicas: 1,
+            pinned: false,
+            preload: true,
+            device: DeviceChoice::default(),
+            precision: Precision::default(),
+            lanes: None,
+            context_tokens: None,
+        }
+    }
+}
+
 /// The bounds of the node and of its public face. Past one of them a request is refused at once.
 #[derive(Debug, Clone)]
 pub(crate) struct LimitsConfig {
     pub(crate) node: Limits,
     pub(crate) ingress: IngressLimits,
+    pub(crate) memory: ModelMemory,
 }
 
 /// The files of the server's TLS identity.

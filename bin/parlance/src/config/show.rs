@@ -32,7 +32,8 @@ fn rows(config: &Config) -> Vec<Row> {
         let target = model.target_first_token.map(|target| target.as_millis() as u64);
         rows.push((section.clone(), "target_first_token_ms", json!(target)));
         rows.push((section.clone(), "replicas", json!(model.replicas)));
-        rows.push((section, "pinned", json!(model.pinned)));
+        rows.push((section.clone(), "pinned", json!(model.pinned)));
+        rows.push((section, "preload", json!(model.preload)));
     }
     rows.extend(limits(config).map(|(key, value)| ("limits".into(), key, value)));
     rows.push(("auth".into(), "api_key_file", json!(config.api_key_file)));
@@ -67,6 +68,10 @@ fn limits(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
         ("projection_lag", json!(node.projection_lag)),
         ("history_bytes", json!(node.history_bytes)),
         ("stateless", json!(node.stateless)),
+        ("model_memory_mib", json!(config.limits.memory.budget_bytes >> 20)),
+        ("evict_idle_models", json!(config.limits.memory.evict_idle)),
+        ("model_wait_s", json!(node.model_wait.as_secs())),
+        ("model_drain_s", json!(node.model_drain.as_secs())),
     ]
     .into_iter()
 }

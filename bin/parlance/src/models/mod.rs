@@ -9,7 +9,7 @@ mod wheel;
 
 pub(crate) use fetch::fetch;
 pub(crate) use progress::mebibytes;
-pub(crate) use serve::specs;
+pub(crate) use serve::{sources, specs};
 pub(crate) use source::{ModelSource, Weights};
 
 use std::path::{Path, PathBuf};

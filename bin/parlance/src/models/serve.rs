@@ -1,43 +1,103 @@
 //! From a configured model to what the node loads.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use parlance_actors_runtime::{LoadModel, ModelSpec};
+use parlance_actors_runtime::{LoadModel, LoadProgress, ModelOrder, ModelSources, ModelSpec};
 use parlance_inference_engine::{
     Engine, EngineOptions, Replica, ScriptedOptions, ScriptedReplica, StepCosts, TextCodec as _,
 };
-use parlance_inference_model::{LoadOptions, LoadProgress, load};
+use parlance_inference_model::{LoadOptions, LoadStage, load};
 
-use super::{SCRIPTED_NAME, Weights};
+use super::{ModelSource, SCRIPTED_NAME, Weights, mebibytes};
 use crate::{
     config::{Config, DEFAULT_MODEL, ModelConfig},
     failure::{Exit, Failure, chain},
 };
 
+/// A schema as simple as any.
+const ANY_OBJECT: &str = r#"{"type":"object"}"#;
+
+/// What reports the progress of a loading.
+type Report<'a> = &'a (dyn Fn(LoadProgress) + Sync);
+
 /// Everything that the node is to serve, the default model first. Looks at the files, and loads nothing yet.
 ///
 /// # Errors
 ///
-/// Exit code 2 with the model that cannot be served.
+/// Exit code 2 with the model that cannot be served, or if those that are loaded at the start do not fit together.
 pub(crate) fn specs(config: &Config) -> Result<Vec<ModelSpec>, Failure> {
-    let mut names = BTreeSet::new();
-    let mut specs = Vec::new();
+    let mut specs: Vec<ModelSpec> = Vec::new();
     // The node's default is its first model.
     let default_first = config.models.iter().partition::<Vec<_>, _>(|(name, _)| *name == DEFAULT_MODEL);
     for (name, model) in default_first.0.into_iter().chain(default_first.1) {
         check_device(name, model)?;
         let weights = model.source.resolve(&config.model_dir)?;
-        let served = served_name(name, &weights);
-        if !names.insert(served.clone()) {
+        let spec = spec(served_name(name, &weights), weights, model)?;
+        if specs.iter().any(|other| other.name == spec.name) {
             return Err(Failure::usage(
-                format!("two models would be served under the name `{served}`"),
+                format!("two models would be served under the name `{}`", spec.name),
                 "Give each [models.NAME] another source or another name",
             ));
         }
-        let load = loader(&served, weights, model)?;
-        specs.extend((0..model.replicas).map(|_| ModelSpec { name: served.clone(), load: load.clone() }));
+        specs.push(spec);
     }
+    check_memory(&specs, config.limits.memory.budget_bytes)?;
     Ok(specs)
+}
+
+fn check_memory(specs: &[ModelSpec], budget: u64) -> Result<(), Failure> {
+    let at_start: Vec<_> = specs.iter().filter(|spec| spec.preload || spec.pinned).collect();
+    if at_start.iter().map(|spec| spec.bytes()).sum::<u64>() <= budget {
+        return Ok(());
+    }
+    let needs: Vec<_> = at_start.iter().map(|spec| format!("`{}` {}", spec.name, mebibytes(spec.bytes()))).collect();
+    Err(Failure::usage(
+        format!("the models do not fit into {}: {}", mebibytes(budget), needs.join(", ")),
+        "Give them fewer lanes or context_tokens, set preload = false for some, or raise limits.model_memory_mib",
+    ))
+}
+
+/// What makes models of an operator's words while the node runs: what is left open stays as the configuration has it.
+pub(crate) fn sources(config: &Config) -> ModelSources {
+    let (models, model_dir) = (config.models.clone(), config.model_dir.clone());
+    Arc::new(move |order| ordered(order, &models, &model_dir).map_err(|failure| failure.lines.join("; ")))
+}
+
+fn ordered(order: &ModelOrder, models: &BTreeMap<String, ModelConfig>, model_dir: &Path) -> Result<ModelSpec, Failure> {
+    let is_it = |section: &String, model: &ModelConfig| {
+        model.source.resolve(model_dir).is_ok_and(|weights| served_name(section, &weights) == order.model)
+    };
+    let configured = models.iter().find(|(section, model)| is_it(section, model)).map(|(_, model)| model.clone());
+    // A name that nobody gave a source is one.
+    let named = configured.is_some() || order.source.is_some();
+    let written = order.source.as_ref().or((!named).then_some(&order.model));
+    let source = written.map(|text| parse::<ModelSource>(text, "source")).transpose()?;
+    let mut model = match (configured, source) {
+        (Some(model), None) => model,
+        (Some(model), Some(source)) => ModelConfig { source, ..model },
+        (None, source) => ModelConfig::of(source.unwrap_or_else(|| ModelSource::Named(order.model.clone()))),
+    };
+    if let Some(precision) = &order.precision {
+        model.precision = parse(precision, "precision")?;
+    }
+    model.replicas = order.replicas.unwrap_or(model.replicas);
+    model.pinned = order.pinned.unwrap_or(model.pinned);
+    model.lanes = order.lanes.or(model.lanes);
+    model.context_tokens = order.context_tokens.or(model.context_tokens);
+    check_device(&order.model, &model)?;
+    let weights = model.source.resolve(model_dir)?;
+    let name = if named { order.model.clone() } else { served_name(DEFAULT_MODEL, &weights) };
+    spec(name, weights, &model)
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str, what: &str) -> Result<T, Failure> {
+    text.parse().map_err(|problem| Failure::usage(format!("the {what} `{text}` {problem}"), "Correct it"))
+}
+
+fn spec(name: String, weights: Weights, model: &ModelConfig) -> Result<ModelSpec, Failure> {
+    let (load, replica_bytes) = loader(&name, weights, model)?;
+    let replicas = model.replicas;
+    Ok(ModelSpec { name, load, replicas, replica_bytes, pinned: model.pinned, preload: model.preload })
 }
 
 /// The section `default` says which model is the default; the model keeps its own name.
@@ -49,19 +109,27 @@ fn served_name(section: &str, weights: &Weights) -> String {
     }
 }
 
-fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<LoadModel, Failure> {
+/// How one replica is loaded, and what it takes.
+fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(LoadModel, u64), Failure> {
     match weights {
+        Weights::Scripted(_) if name != SCRIPTED_NAME => Err(Failure::usage(
+            format!("the scripted model cannot be served as `{name}`"),
+            format!("Leave the name out: it is served as `{SCRIPTED_NAME}`"),
+        )),
         Weights::Scripted(reference) => {
             let options = ScriptedOptions::parse(&reference)
                 .map_err(|error| Failure::usage(chain(&error), "Correct the model's reference"))?;
-            Ok(Arc::new(move |_| Ok(Arc::new(ScriptedReplica::new(options.clone())) as Arc<dyn Replica>)))
+            let load = move |_: Report<'_>| Ok(Arc::new(ScriptedReplica::new(options.clone())) as Arc<dyn Replica>);
+            Ok((Arc::new(load), 0))
         }
         Weights::File { path, .. } => {
-            inspect(&path)?;
-            let (options, usual) = (options(name, model), EngineOptions::default());
+            let options = options(name, model);
+            let unusable = |error| Failure { exit: Exit::Usage, lines: vec![chain(&error)] };
+            let footprint = parlance_inference_model::inspect(&path, &options).map_err(unusable)?;
+            let usual = EngineOptions::default();
             let target_first_token = model.target_first_token.unwrap_or(usual.target_first_token);
             let engine = EngineOptions { target_first_token, ..usual };
-            Ok(Arc::new(move |progress| load_weights(&path, &options, engine, progress)))
+            Ok((Arc::new(move |progress| load_weights(&path, &options, engine, progress)), footprint.total()))
         }
     }
 }
@@ -83,20 +151,27 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
     }
 }
 
-fn inspect(path: &Path) -> Result<(), Failure> {
-    parlance_inference_model::inspect(path).map_err(|error| Failure { exit: Exit::Usage, lines: vec![chain(&error)] })
-}
-
 fn load_weights(
     path: &Path,
     options: &LoadOptions,
     engine: EngineOptions,
-    progress: &(dyn Fn(u8) + Sync),
+    progress: Report<'_>,
 ) -> Result<Arc<dyn Replica>, String> {
-    let percent = |at: LoadProgress| (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
-    let mut loaded = load(path, options, &|at| progress(percent(at))).map_err(|error| chain(&error))?;
+    let report = |at: parlance_inference_model::LoadProgress| {
+        let percent = (at.done_bytes.saturating_mul(100) / at.total_bytes.max(1)).min(100) as u8;
+        progress(match at.stage {
+            LoadStage::Description | LoadStage::Weights => LoadProgress::Reading { percent },
+            LoadStage::WarmUp => LoadProgress::Warming,
+        });
+    };
+    let mut loaded = load(path, options, &report).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
     let costs = StepCosts::measure(&mut loaded.model).map_err(|error| chain(&error))?;
-    Ok(Arc::new(Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..engine })))
+    let engine = Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..engine });
+    // The first reply in JSON shall not wait for the tables of the whole vocabulary.
+    if let Err(error) = engine.compile(ANY_OBJECT) {
+        tracing::warn!(model = %options.name, %error, "no replies in JSON");
+    }
+    Ok(Arc::new(engine))
 }

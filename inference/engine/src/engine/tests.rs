@@ -165,20 +165,20 @@ fn the_engine_outlives_a_panic_of_its_model() {
     assert_eq!(failed.end, Some(Err(EngineError::ModelFailed("asked to panic".into()))));
     let well = ask(&replica, request(vec![1], 5)).expect("there is room").wait();
     assert_eq!(well.essence(), expected(&request(vec![1], 5), CONTEXT).essence());
-    assert!(!replica.is_stopped());
+    assert!(!replica.lifeline().is_ended());
 }
 
 #[tokio::test]
 async fn an_engine_that_ends_tells_everyone() {
     let (replica, open) = start(1, 10);
     let asked = [vec![MAKES_STOP], vec![1]].map(|prompt| ask(&replica, request(prompt, 5)).expect("there is room"));
-    assert!(!replica.is_stopped());
+    assert!(!replica.lifeline().is_ended());
     drop(open);
     for asked in asked {
         assert_eq!(asked.wait().end, Some(Err(EngineError::Stopped)));
     }
-    tokio::time::timeout(PATIENCE, replica.stopped()).await.expect("the engine ends");
-    assert!(replica.is_stopped());
+    tokio::time::timeout(PATIENCE, replica.lifeline().ended()).await.expect("the engine ends");
+    assert!(replica.lifeline().is_ended());
     assert_eq!(ask(&replica, request(vec![1], 5)).err(), Some(EngineError::Stopped));
     assert_eq!(replica.load(), ReplicaLoad::default());
 }
@@ -186,7 +186,7 @@ async fn an_engine_that_ends_tells_everyone() {
 #[test]
 fn a_model_without_lanes_is_stopped_from_the_beginning() {
     let (replica, _open) = start(0, 10);
-    wait_until("the end", || replica.is_stopped());
+    wait_until("the end", || replica.lifeline().is_ended());
     assert_eq!(ask(&replica, request(vec![1], 5)).err(), Some(EngineError::Stopped));
 }
 
@@ -199,6 +199,33 @@ fn a_dropped_replica_finishes_what_it_has_taken_on() {
     for (asked, token) in asked.into_iter().zip(1..) {
         assert_eq!(asked.wait().essence(), expected(&request(vec![token], 8), CONTEXT).essence());
     }
+}
+
+#[tokio::test]
+async fn a_cut_engine_tells_everyone_and_ends() {
+    let (replica, open) = start(1, 10);
+    let lifeline = replica.lifeline();
+    let asked = [1, 2].map(|token| ask(&replica, request(vec![token], 100)).expect("there is room"));
+    wait_until("the lane", || replica.load().running == 1);
+    lifeline.cut();
+    open.send(()).expect("the engine waits");
+    for asked in asked {
+        assert_eq!(asked.wait().end, Some(Err(EngineError::Stopped)));
+    }
+    tokio::time::timeout(PATIENCE, lifeline.ended()).await.expect("the engine ends");
+    assert_eq!(ask(&replica, request(vec![1], 5)).err(), Some(EngineError::Stopped));
+}
+
+#[tokio::test]
+async fn a_dropped_replica_has_ended_when_its_last_request_has() {
+    let (replica, open) = start(1, 10);
+    let lifeline = replica.lifeline();
+    let asked = ask(&replica, request(vec![1], 8)).expect("there is room");
+    drop(replica);
+    assert!(!lifeline.is_ended(), "a request runs");
+    drop(open);
+    assert_eq!(asked.wait().essence(), expected(&request(vec![1], 8), CONTEXT).essence());
+    tokio::time::timeout(PATIENCE, lifeline.ended()).await.expect("the engine ends");
 }
 
 #[test]

@@ -243,3 +243,23 @@ proptest::proptest! {
         proptest::prop_assert_eq!(script::count_words(&text), text.split_ascii_whitespace().count());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_twin_finishes_and_a_cut_one_tells() {
+    for cut in [false, true] {
+        let replica = replica("token_ms=10,tokens=5");
+        let lifeline = replica.lifeline();
+        let ear = Ear::default();
+        replica.submit(request(&replica, "hello"), ear.sink()).expect("accepted");
+        if cut {
+            lifeline.cut();
+            let refused = replica.submit(request(&replica, "hello"), Ear::default().sink());
+            assert_eq!(refused.err(), Some(EngineError::Stopped));
+        }
+        drop(replica);
+        assert!(!lifeline.is_ended(), "a request runs");
+        lifeline.ended().await;
+        let end = ear.heard().end;
+        assert_eq!(end, Some(if cut { Err(EngineError::Stopped) } else { Ok((Finish::Stop, usage(1, 5))) }));
+    }
+}

@@ -1,7 +1,11 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use parlance_inference_engine::{
-    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, PreparedPrompt, PromptBudget,
+    CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
+    PromptBudget, ScriptedOptions, ScriptedReplica,
 };
 
 use super::*;
@@ -10,7 +14,15 @@ use super::*;
 struct Loaded {
     info: ReplicaInfo,
     running: AtomicUsize,
-    stopped: AtomicBool,
+    /// Dropped, it ends.
+    life: Mutex<Option<ScriptedReplica>>,
+    lifeline: Lifeline,
+}
+
+impl Loaded {
+    fn die(&self) {
+        self.life.lock().expect("no test panicked").take();
+    }
 }
 
 impl Replica for Loaded {
@@ -34,18 +46,20 @@ impl Replica for Loaded {
         Ok(())
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
     fn load(&self) -> ReplicaLoad {
         ReplicaLoad { running: self.running.load(Ordering::Relaxed), waiting: 0 }
+    }
+
+    fn lifeline(&self) -> Lifeline {
+        self.lifeline.clone()
     }
 }
 
 fn replica(digest: &str) -> Arc<Loaded> {
     let info = ReplicaInfo { name: "m".into(), digest: digest.into(), numerics: "n".into(), context_tokens: 10 };
-    Arc::new(Loaded { info, running: AtomicUsize::new(0), stopped: AtomicBool::new(false) })
+    let life = ScriptedReplica::new(ScriptedOptions::default());
+    let lifeline = life.lifeline();
+    Arc::new(Loaded { info, running: AtomicUsize::new(0), life: Mutex::new(Some(life)), lifeline })
 }
 
 fn serving(count: usize) -> (ModelRegistry, Vec<Arc<Loaded>>) {
@@ -63,17 +77,24 @@ fn digest(registry: &ModelRegistry, affinity: u64) -> String {
 fn a_model_passes_through_its_states() {
     let registry = ModelRegistry::new();
     let none = GatewayError::ModelNotFound { name: "default".into(), available: vec![] };
-    assert_eq!(registry.readiness(), Err(none.clone()));
+    assert_eq!(registry.missing(), std::slice::from_ref(&none));
     assert_eq!(none.to_string(), "there is no model `default`; available: none");
 
     registry.set_alias(DEFAULT_MODEL, "m");
-    registry.set_loading("m", 40);
-    assert_eq!(registry.readiness(), Err(GatewayError::ModelLoading { name: "m".into(), percent: 40 }));
-    registry.set_failed("m", "not a GGUF");
-    let failed = GatewayError::ModelUnavailable { name: "m".into(), reason: "not a GGUF".into() };
-    assert_eq!(registry.readiness(), Err(failed));
+    let name = || "m".to_owned();
+    let unavailable = |reason: &str| GatewayError::ModelUnavailable { name: name(), reason: reason.into() };
+    for (state, error) in [
+        (ModelState::Unloaded, GatewayError::ModelUnloaded { name: name() }),
+        (ModelState::Loading { percent: 40 }, GatewayError::ModelLoading { name: name(), percent: 40 }),
+        (ModelState::Warming, GatewayError::ModelLoading { name: name(), percent: 100 }),
+        (ModelState::Draining, unavailable("it is being unloaded")),
+        (ModelState::Failed { reason: "not a GGUF".into() }, unavailable("not a GGUF")),
+    ] {
+        registry.set_state("m", state);
+        assert_eq!((registry.route("m", 0).err(), registry.missing()), (Some(error.clone()), vec![error]));
+    }
     registry.publish("m", vec![replica("1")]);
-    assert_eq!(registry.readiness(), Ok(()));
+    assert_eq!(registry.missing(), []);
 
     let listed = registry.list();
     assert_eq!((listed.len(), listed[0].replicas, &listed[0].state), (1, 1, &ModelState::Ready));
@@ -100,16 +121,45 @@ fn names_aliases_and_the_default_lead_to_the_model() {
 #[test]
 fn a_reload_serves_the_old_replica_until_the_new_one_is_there() {
     let (registry, _) = serving(1);
-    for state in [ModelState::Loading { percent: 100 }, ModelState::Failed { reason: "bad".into() }] {
-        match &state {
-            ModelState::Failed { reason } => registry.set_failed("m", reason.clone()),
-            _ => registry.set_loading("m", 200),
-        }
+    for state in [ModelState::Loading { percent: 50 }, ModelState::Warming, ModelState::Failed { reason: "bad".into() }]
+    {
+        registry.set_state("m", state.clone());
         assert_eq!((digest(&registry, 0), &registry.list()[0].state), ("0".into(), &state));
     }
     let held = registry.route("m", 0).expect("served");
     registry.publish("m", vec![replica("new")]);
     assert_eq!((digest(&registry, 0).as_str(), held.info().digest.as_str()), ("new", "0"));
+}
+
+#[test]
+fn required_models_and_the_default_decide_on_readiness() {
+    let (registry, _) = serving(1);
+    registry.set_alias(DEFAULT_MODEL, "m");
+    registry.set_demand("other", Demand::Optional);
+    assert_eq!(registry.missing(), [], "an optional model may be away");
+    registry.set_demand("other", Demand::Required);
+    assert_eq!(registry.missing(), [GatewayError::ModelUnloaded { name: "other".into() }]);
+    registry.publish("other", vec![replica("1")]);
+    registry.clear("m", ModelState::Unloaded);
+    assert_eq!(registry.missing(), [GatewayError::ModelUnloaded { name: "m".into() }], "the default is away");
+    registry.set_demand("m", Demand::OnDemand);
+    assert_eq!(registry.missing(), [], "it comes when it is asked for");
+    assert_eq!(registry.absent_on_demand("default"), Some("m".into()));
+    assert_eq!(registry.absent_on_demand("other"), None);
+    registry.publish("m", vec![replica("2")]);
+    assert_eq!(registry.absent_on_demand("m"), None);
+}
+
+#[test]
+fn a_replica_that_stays_keeps_its_conversations() {
+    let (registry, replicas) = serving(3);
+    let before: Vec<_> = (1..=200).map(|affinity| digest(&registry, affinity)).collect();
+    let kept = [2, 0].map(|at: usize| replicas[at].clone() as Arc<dyn Replica>);
+    registry.publish("m", kept.into_iter().chain([replica("new") as Arc<dyn Replica>]).collect());
+    for (affinity, home) in (1..=200).zip(before) {
+        let now = digest(&registry, affinity);
+        assert!(home == "1" || now == home || now == "new", "conversation {affinity} moved from {home} to {now}");
+    }
 }
 
 #[test]
@@ -126,16 +176,16 @@ fn a_dead_replica_is_taken_out() {
 #[test]
 fn a_stopped_replica_is_passed_over_before_it_is_taken_out() {
     let (registry, replicas) = serving(2);
-    replicas[0].stopped.store(true, Ordering::Relaxed);
+    replicas[0].die();
     assert!((0..50).all(|affinity| digest(&registry, affinity) == "1"));
-    replicas[1].stopped.store(true, Ordering::Relaxed);
+    replicas[1].die();
     let dead = GatewayError::ModelUnavailable { name: "m".into(), reason: "its engine has stopped".into() };
     assert_eq!(registry.route("m", 7).err(), Some(dead.clone()));
     let (registry, replicas) = serving(1);
     registry.set_alias(DEFAULT_MODEL, "m");
-    assert_eq!(registry.readiness(), Ok(()));
-    replicas[0].stopped.store(true, Ordering::Relaxed);
-    assert_eq!(registry.readiness(), Err(dead));
+    assert_eq!(registry.missing(), []);
+    replicas[0].die();
+    assert_eq!(registry.missing(), [dead]);
 }
 
 #[test]

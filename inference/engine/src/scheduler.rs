@@ -34,6 +34,8 @@ use crate::{
 const MAX_FAILURES_IN_A_ROW: u32 = 3;
 /// Chunks of one step while the prompt of a tenant that has less than its share waits for them: it pays for the streams of the others.
 const CHUNKS_OF_THE_OWED: usize = 2;
+/// What the requests of a batch are told in which the model gave up.
+const GAVE_UP: &str = "it can compute no more";
 /// What a request is told whose logits are not all numbers.
 const NOT_FINITE: &str = "the model gave a logit that is not finite";
 /// A prompt is dropped unrun if its deadline came even if this part of the measured costs were all of them.
@@ -389,6 +391,8 @@ impl Scheduler {
     /// Ends the requests of this batch. Those that waited for their next chunk begin anew: no lane's cache can be trusted.
     fn fail_batch(&mut self, error: EngineError) {
         self.note_failure(&error);
+        // Only who had no part in it hears of the end as such, and may go elsewhere: what ended one engine could end the next.
+        let error = if error == EngineError::Stopped { EngineError::ModelFailed(GAVE_UP.to_owned()) } else { error };
         for running in &mut self.running {
             running.computed = 0;
             if running.planned > 0 {

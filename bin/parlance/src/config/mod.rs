@@ -121,6 +121,7 @@ impl ModelConfig {
             precision: Precision::default(),
             lanes: None,
             context_tokens: None,
+            target_first_token: None,
         }
     }
 }

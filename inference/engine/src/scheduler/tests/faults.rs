@@ -60,7 +60,8 @@ fn a_model_that_says_so_is_given_up_at_once() {
     let mut harness = Harness::new(1, EngineOptions::default());
     let ears = [request(vec![MAKES_STOP], 5), request(vec![1], 5)].map(|request| harness.submit(request).0);
     assert_eq!(harness.step(), Step::Dead);
-    assert!(ears.iter().all(|ear| ear.heard().end == Some(Err(EngineError::Stopped))));
+    assert_eq!(ears[0].heard().end, Some(Err(EngineError::ModelFailed(GAVE_UP.into()))));
+    assert_eq!(ears[1].heard().end, Some(Err(EngineError::Stopped)));
 }
 
 #[test]

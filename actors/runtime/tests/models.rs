@@ -19,8 +19,8 @@ use parlance_actors_runtime::{
 };
 use parlance_cluster_protocol::{FinishReason, GenerationOptions, Replied, Role, TurnId};
 use parlance_inference_engine::{
-    ChatMessage, Engine, EngineError, EngineOptions, LaneInput, ModelReplica, ReplicaInfo, ScriptedOptions,
-    ScriptedReplica, TextCodec, TokenId, TokenModel,
+    Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, Lane, LaneInput, ModelReplica, ReplicaInfo,
+    ScriptedOptions, ScriptedReplica, TextCodec, TokenId, TokenModel,
 };
 use parlance_inference_gateway::ModelState;
 
@@ -385,6 +385,18 @@ impl TokenModel for Mortal {
     fn vocabulary(&self) -> usize {
         4
     }
+
+    fn block_tokens(&self) -> usize {
+        16
+    }
+
+    fn blocks(&self) -> usize {
+        1
+    }
+
+    fn place(&mut self, _: Lane, _: &[Block]) {}
+
+    fn copy(&mut self, _: BlockCopy) {}
 
     fn step(&mut self, _: &[LaneInput<'_>], _: &mut Vec<f32>) -> Result<(), EngineError> {
         Err(EngineError::Stopped)

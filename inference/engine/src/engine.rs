@@ -12,13 +12,14 @@ use std::{
 
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
-    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, TextCodec, TokenId, TokenModel,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, TextCodec, TokenId, TokenModel,
     grammar::GrammarCompiler,
     lifeline::Life,
     load::Load,
     metrics::ReplicaMetrics,
     queue::Job,
-    scheduler::{ModelShape, Scheduler, Step},
+    scheduler::{Scheduler, Step},
+    shape::ModelShape,
     window,
 };
 
@@ -31,11 +32,16 @@ pub struct EngineOptions {
     pub step_tokens: usize,
     /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times.
     pub prefill_chunk: usize,
+    /// Tokens whose keys and values are kept at most when no request uses them any more, for others of the tenant that begin alike;
+    /// by default as many as fit a quarter of the cache.
+    pub kept_tokens: Option<usize>,
+    /// Whether replies are guessed ahead. Changes no token.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 256, step_tokens: 256, prefill_chunk: 64 }
+        Self { queue: 256, step_tokens: 256, prefill_chunk: 64, kept_tokens: None, speculation: Speculation::default() }
     }
 }
 
@@ -54,19 +60,18 @@ impl Engine {
     /// tells every request so, when the model returns [`EngineError::Stopped`] or fails three steps in a row. Once the replica
     /// is dropped, the thread answers what it has taken on and ends; its [`Lifeline`] ends it sooner.
     ///
-    /// Where the system refuses a thread or the model has no lanes, the replica is stopped from the beginning.
+    /// Where the system refuses a thread or the model has no lanes or too few blocks for its context, the replica is stopped from the beginning.
     pub fn start(model: Box<dyn TokenModel>, codec: Arc<dyn TextCodec>, options: EngineOptions) -> EngineReplica {
         let metrics = Arc::new(ReplicaMetrics::new(&codec.info().name));
         let load = Load::new(metrics.clone());
-        let shape =
-            ModelShape { lanes: model.lanes(), context_tokens: model.context_tokens(), vocabulary: model.vocabulary() };
+        let shape = ModelShape::of(&*model);
         let retry_after = Arc::new(AtomicU64::new(0));
         let (inbox, jobs) = channel();
         let (lifeline, life) = Lifeline::new();
         let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone());
         let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), life };
         let name = format!("engine {}", codec.info().name);
-        let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.lanes));
+        let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.is_usable()));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
@@ -182,9 +187,9 @@ struct EngineThread {
 }
 
 impl EngineThread {
-    fn run(mut self, lanes: usize) {
-        if lanes == 0 {
-            return tracing::error!("a model without lanes cannot serve");
+    fn run(mut self, usable: bool) {
+        if !usable {
+            return tracing::error!("a model without lanes or without memory for its context cannot serve");
         }
         let mut open = true;
         loop {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, LaneInput, PreparedPrompt,
-    ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
+    Block, BlockCopy, ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Lane, LaneInput,
+    PreparedPrompt, ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
     sampling::{Occurrences, Sampler},
 };
 
@@ -20,23 +20,74 @@ pub(crate) const MAKES_STOP: TokenId = 63;
 const PIECES: [&[u8]; 12] =
     [b"a", b"b", b"ab", b" ", b"\xf0\x9f", b"\x98\x80", b"\xc3\xa9", b"\xff", b"ba ", b"\xe2\x82", b"\xac", b""];
 
-/// Its logits are a hash of everything in the lane's cache, so that any mix-up of lanes or positions changes the answer.
+/// Positions in a block of its cache.
+pub(crate) const BLOCK: usize = 4;
+
+/// Its logits are a hash of everything in the lane's cache, so that any mix-up of lanes, blocks or positions changes the answer.
 pub(crate) struct FakeModel {
-    lanes: Vec<Vec<TokenId>>,
+    /// What was computed in each block, up to what was written last.
+    blocks: Vec<Vec<TokenId>>,
+    /// Per lane.
+    tables: Vec<Vec<Block>>,
     context: usize,
+    /// Of how many of the newest tokens its logits are a hash: few make texts that repeat themselves.
+    memory: usize,
     /// Lengths of the inputs of each step, per lane.
     pub(crate) steps: Vec<Vec<(usize, usize)>>,
 }
 
 impl FakeModel {
     pub(crate) fn new(lanes: usize, context: usize) -> Self {
-        Self { lanes: vec![Vec::new(); lanes], context, steps: Vec::new() }
+        Self::with_blocks(lanes, context, lanes * context.div_ceil(BLOCK))
+    }
+
+    pub(crate) fn with_blocks(lanes: usize, context: usize, blocks: usize) -> Self {
+        let per_lane = context.div_ceil(BLOCK);
+        let own = |lane| (lane * per_lane..blocks.min((lane + 1) * per_lane)).map(|block| block as Block).collect();
+        let (blocks, tables) = (vec![Vec::new(); blocks], (0..lanes).map(own).collect());
+        Self { blocks, tables, context, memory: usize::MAX, steps: Vec::new() }
+    }
+
+    /// One whose logits are a hash of so many of the newest tokens.
+    pub(crate) fn remembering(self, memory: usize) -> Self {
+        Self { memory, ..self }
+    }
+
+    fn history(&self, lane: Lane, length: usize) -> Vec<TokenId> {
+        let blocks = self.tables[lane].iter().map(|block| &self.blocks[*block as usize]);
+        let history: Vec<TokenId> = blocks.flatten().copied().take(length).collect();
+        assert_eq!(history.len(), length, "a hole in the cache of lane {lane}");
+        history
+    }
+
+    fn write(&mut self, lane: Lane, position: usize, token: TokenId) {
+        let block = &mut self.blocks[self.tables[lane][position / BLOCK] as usize];
+        assert!(position % BLOCK <= block.len(), "a hole in the cache of lane {lane}");
+        block.truncate(position % BLOCK);
+        block.push(token);
     }
 }
 
 impl TokenModel for FakeModel {
     fn lanes(&self) -> usize {
-        self.lanes.len()
+        self.tables.len()
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.tables[lane] = blocks.to_vec();
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        assert_ne!(copy.from, copy.to);
+        self.blocks[copy.to as usize] = self.blocks[copy.from as usize][..copy.positions].to_vec();
     }
 
     fn context_tokens(&self) -> usize {
@@ -53,30 +104,30 @@ impl TokenModel for FakeModel {
         let faults = [MAKES_PANIC, MAKES_ERROR, MAKES_STOP];
         if let Some(fault) = faults.into_iter().find(|fault| inputs.iter().any(|input| input.tokens.contains(fault))) {
             // A model that failed may have written anywhere.
-            self.lanes.iter_mut().flatten().for_each(|token| *token += 1);
+            self.blocks.iter_mut().flatten().for_each(|token| *token += 1);
             assert!(fault != MAKES_PANIC, "asked to panic");
             let message = "asked to fail".to_owned();
             return Err(if fault == MAKES_STOP { EngineError::Stopped } else { EngineError::ModelFailed(message) });
         }
-        let mut used = vec![false; self.lanes.len()];
+        let mut used = vec![false; self.tables.len()];
         for input in inputs {
             assert!(!std::mem::replace(&mut used[input.lane], true), "lane {} twice in a step", input.lane);
             assert!(!input.tokens.is_empty(), "nothing to compute");
-            let cache = &mut self.lanes[input.lane];
-            assert!(input.start <= cache.len(), "a hole in the cache");
-            cache.truncate(input.start);
-            cache.extend_from_slice(input.tokens);
-            assert!(cache.len() <= self.context, "beyond the context");
-            if input.want_logits {
-                logits.extend(row(cache));
+            let end = input.start + input.tokens.len();
+            assert!(end <= self.context, "beyond the context");
+            (input.start..).zip(input.tokens).for_each(|(at, token)| self.write(input.lane, at, *token));
+            let history = self.history(input.lane, end);
+            for length in end + 1 - input.logits..=end {
+                logits.extend(row(&history[..length], self.memory));
             }
         }
         Ok(())
     }
 }
 
-fn row(history: &[TokenId]) -> Vec<f32> {
-    let hash = history.iter().fold(0, |hash, &token| random::bits(hash, token.into()));
+fn row(history: &[TokenId], memory: usize) -> Vec<f32> {
+    let hash =
+        history[history.len().saturating_sub(memory)..].iter().fold(0, |hash, &token| random::bits(hash, token.into()));
     let mut row: Vec<f32> = (0..VOCABULARY as u64).map(|id| (random::bits(hash, id) >> 60) as f32 / 2.0).collect();
     row[MAKES_NAN as usize..].fill(-1000.0);
     if history.contains(&MAKES_NAN) {
@@ -136,6 +187,11 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
 
 /// What the model answers, computed alone, token by token, without the engine.
 pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
+    expected_with(usize::MAX, request, context)
+}
+
+/// What the model answers whose logits are a hash of its newest tokens.
+pub(crate) fn expected_with(memory: usize, request: &GenerateRequest, context: usize) -> Heard {
     let codec = FakeCodec::new(context);
     let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
     let mut tokens = request.prompt.tokens.clone();
@@ -149,8 +205,9 @@ pub(crate) fn expected(request: &GenerateRequest, context: usize) -> Heard {
             break (lossy(&bytes), Finish::Length);
         }
         let position = ids.len() as u64;
-        let drawn =
-            || Sampler::default().choose(&mut row(&tokens), &request.sampling, &seen, position).expect("finite");
+        let drawn = || {
+            Sampler::default().choose(&mut row(&tokens, memory), &request.sampling, &seen, position).expect("finite")
+        };
         let id = request.forced.get(ids.len()).copied().unwrap_or_else(drawn);
         if id == END {
             break (lossy(&bytes), Finish::Stop);

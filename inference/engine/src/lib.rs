@@ -3,26 +3,31 @@
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod blocks;
 mod embedding;
 mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
 mod grammar;
-mod lanes;
 mod lifeline;
 mod load;
 mod logprobs;
+mod lookup;
 mod metrics;
 mod model;
+mod prefix;
 mod queue;
 mod random;
 mod replica;
 mod reply;
 mod request;
+mod running;
 mod sampling;
 mod scheduler;
 mod scripted;
+mod shape;
+mod speculation;
 mod text;
 mod window;
 
@@ -36,10 +41,11 @@ pub use grammar::{Grammar, MAX_SCHEMA_BYTES};
 pub use lifeline::Lifeline;
 pub use logprobs::{Likelihood, TokenLogprob};
 pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
-pub use model::{Lane, LaneInput, TextCodec, TokenModel};
+pub use model::{Block, BlockCopy, Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
 pub use request::{
     ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, PromptBudget, Sampling,
     TokenId, TokenUsage,
 };
 pub use scripted::{ScriptedOptions, ScriptedReplica};
+pub use speculation::Speculation;

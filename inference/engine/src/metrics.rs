@@ -16,6 +16,8 @@ const WAITING: &str = "vllm:num_requests_waiting";
 const KV_USAGE: &str = "vllm:kv_cache_usage_perc";
 const PREFIX_QUERIES: &str = "vllm:prefix_cache_queries_total";
 const PREFIX_HITS: &str = "vllm:prefix_cache_hits_total";
+const GUESSED: &str = "vllm:spec_decode_num_draft_tokens_total";
+const GUESSED_RIGHT: &str = "vllm:spec_decode_num_accepted_tokens_total";
 const PROMPT_TOKENS: &str = "vllm:prompt_tokens_total";
 const GENERATION_TOKENS: &str = "vllm:generation_tokens_total";
 const SUCCESS: &str = "vllm:request_success_total";
@@ -45,9 +47,11 @@ pub fn describe_metrics() {
     embedding::describe();
     describe_gauge!(RUNNING, "Requests that hold a lane");
     describe_gauge!(WAITING, "Requests that wait for a lane");
-    describe_gauge!(KV_USAGE, "Share of the KV cache that running requests have reserved; 1 is all of it");
-    describe_counter!(PREFIX_QUERIES, "Prompt tokens that were looked up in resident lanes");
-    describe_counter!(PREFIX_HITS, "Prompt tokens that were found in resident lanes");
+    describe_gauge!(KV_USAGE, "Share of the KV cache that running requests hold or are promised; 1 is all of it");
+    describe_counter!(PREFIX_QUERIES, "Prompt tokens that were looked up in the KV cache");
+    describe_counter!(PREFIX_HITS, "Prompt tokens that were found in the KV cache");
+    describe_counter!(GUESSED, "Guessed tokens that were checked");
+    describe_counter!(GUESSED_RIGHT, "Guessed tokens that were right");
     describe_counter!(PROMPT_TOKENS, "Prompt tokens of requests that ran");
     describe_counter!(GENERATION_TOKENS, "Generated tokens");
     describe_counter!(SUCCESS, "Ended requests by reason");
@@ -63,6 +67,8 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) kv_usage: Gauge,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    guessed: Counter,
+    guessed_right: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     stop: Counter,
@@ -84,6 +90,8 @@ impl ReplicaMetrics {
             kv_usage: gauge!(KV_USAGE, "model_name" => name()),
             prefix_queries: counter!(PREFIX_QUERIES, "model_name" => name()),
             prefix_hits: counter!(PREFIX_HITS, "model_name" => name()),
+            guessed: counter!(GUESSED, "model_name" => name()),
+            guessed_right: counter!(GUESSED_RIGHT, "model_name" => name()),
             prompt_tokens: counter!(PROMPT_TOKENS, "model_name" => name()),
             generation_tokens: counter!(GENERATION_TOKENS, "model_name" => name()),
             stop: ended("stop"),
@@ -99,7 +107,16 @@ impl ReplicaMetrics {
     pub(crate) fn looked_up_prefix(&self, prompt: u32, found: u32) {
         self.prompt_tokens.increment(prompt.into());
         self.prefix_queries.increment(prompt.into());
-        self.prefix_hits.increment(found.into());
+        self.found_prefix(found);
+    }
+
+    pub(crate) fn found_prefix(&self, tokens: u32) {
+        self.prefix_hits.increment(tokens.into());
+    }
+
+    pub(crate) fn guessed(&self, tokens: usize, right: usize) {
+        self.guessed.increment(tokens as u64);
+        self.guessed_right.increment(right as u64);
     }
 
     pub(crate) fn first_token(&self, since_submission: Duration) {

@@ -2,8 +2,22 @@
 
 use crate::{ChatMessage, EngineError, ReplicaInfo, TokenId};
 
-/// A lane of the model's KV cache; lanes are numbered from 0 to [`TokenModel::lanes`].
+/// A sequence that the model can compute beside others; lanes are numbered from 0 to [`TokenModel::lanes`].
 pub type Lane = usize;
+
+/// A block of the model's KV cache; blocks are numbered from 0 to [`TokenModel::blocks`].
+pub type Block = u32;
+
+/// A copy of the beginning of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Where from.
+    pub from: Block,
+    /// Where to; another block.
+    pub to: Block,
+    /// How many positions, from the block's first.
+    pub positions: usize,
+}
 
 /// The tokens that one lane computes in one step.
 #[derive(Debug, Clone, Copy)]
@@ -14,14 +28,27 @@ pub struct LaneInput<'a> {
     pub start: usize,
     /// One token in decode, up to a chunk in prefill. Never empty.
     pub tokens: &'a [TokenId],
-    /// Whether the logits after the last of `tokens` are wanted.
-    pub want_logits: bool,
+    /// After how many of `tokens`, counted from the last, logits are wanted.
+    pub logits: usize,
 }
 
-/// A model with a KV cache of fixed lanes. Lives on the engine's thread.
+/// A model with a KV cache of blocks, which lanes hold alone or together. Lives on the engine's thread.
 pub trait TokenModel: Send {
-    /// How many sequences can be resident at once.
+    /// How many sequences can run at once.
     fn lanes(&self) -> usize;
+
+    /// How many positions a block of the KV cache holds.
+    fn block_tokens(&self) -> usize;
+
+    /// How many blocks the KV cache has: enough for [`context_tokens`](Self::context_tokens) at least.
+    fn blocks(&self) -> usize;
+
+    /// Says where the positions of a lane lie from now on: `p` in `blocks[p / block_tokens]`. Lanes that share a block only read it.
+    /// Before, each has blocks of its own, as many as there are for it.
+    fn place(&mut self, lane: Lane, blocks: &[Block]);
+
+    /// Copies keys and values from block to block.
+    fn copy(&mut self, copy: BlockCopy);
 
     /// The most tokens of one lane.
     fn context_tokens(&self) -> usize;
@@ -29,15 +56,15 @@ pub trait TokenModel: Send {
     /// The vocabulary's size: the length of a row of logits.
     fn vocabulary(&self) -> usize;
 
-    /// Computes one step over a ragged batch and writes the logits, one row of [`vocabulary`](Self::vocabulary) values per input
-    /// that wants them, in input order, into `logits` (cleared first).
+    /// Computes one step over a ragged batch and writes the logits, as many rows of [`vocabulary`](Self::vocabulary) values as each
+    /// input wants, in order of inputs and positions, into `logits` (cleared first).
     ///
     /// Invariant: a lane's result depends on that lane's tokens alone, bit for bit, whatever else is in the batch and however
     /// the tokens are cut into steps. Models whose numerics class begins with `tensor-` hold this but for rounding.
     ///
     /// # Errors
     ///
-    /// [`EngineError::ModelFailed`]; the lanes of this batch are then undefined and get computed anew.
+    /// [`EngineError::ModelFailed`]; the whole cache is then undefined and gets computed anew.
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError>;
 }
 

@@ -71,12 +71,13 @@ impl FairQueue {
         self.tenants.values().map(|tenant| tenant.running).sum()
     }
 
-    /// The next request; its tenant counts as running until [`ended`](Self::ended).
-    pub(crate) fn pop(&mut self) -> Option<Job> {
+    /// The next request, if it fits; its tenant counts as running until [`ended`](Self::ended).
+    pub(crate) fn pop_if(&mut self, fits: impl Fn(&GenerateRequest) -> bool) -> Option<Job> {
         let waiting = self.tenants.values_mut().filter(|tenant| !tenant.jobs.is_empty());
         let next = waiting.min_by_key(|tenant| (tenant.counter, tenant.jobs.front().map(|(arrival, _)| *arrival)))?;
+        let (_, job) = next.jobs.pop_front_if(|(_, job)| fits(&job.request))?;
         next.running += 1;
-        next.jobs.pop_front().map(|(_, job)| job)
+        Some(job)
     }
 
     pub(crate) fn ended(&mut self, tenant: &str) {
@@ -147,7 +148,7 @@ mod tests {
         let (mut queue, load) = (FairQueue::default(), load());
         (0..5).for_each(|n| queue.push(job(&load, "a", n)));
         assert_eq!(queue.take(|job| job.request.affinity == 2).len(), 1);
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|job| job.request.affinity).collect();
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop_if(|_| true)).map(|job| job.request.affinity).collect();
         assert_eq!(order, [0, 1, 3, 4]);
         assert_eq!(load.now().waiting, 0);
     }
@@ -158,14 +159,14 @@ mod tests {
         (0..100).for_each(|n| queue.push(job(&load, "flood", n)));
         // The flood has been served for a while when the light tenant arrives: neither debt nor credit.
         for _ in 0..10 {
-            queue.pop();
+            queue.pop_if(|_| true);
             queue.charge("flood", 100, 10);
             queue.ended("flood");
         }
         (0..10).for_each(|n| queue.push(job(&load, "light", n)));
         let mut served = HashMap::<String, u64>::new();
         for _ in 0..10 {
-            let tenant = queue.pop().expect("both wait").request.tenant;
+            let tenant = queue.pop_if(|_| true).expect("both wait").request.tenant;
             queue.charge(&tenant, 100, 10);
             queue.ended(&tenant);
             *served.entry(tenant).or_default() += 1;
@@ -179,7 +180,7 @@ mod tests {
         (0..40).for_each(|n| queue.push(job(&load, if n % 2 == 0 { "long" } else { "short" }, n)));
         let mut tokens = HashMap::<String, usize>::new();
         for _ in 0..22 {
-            let tenant = queue.pop().expect("both wait").request.tenant;
+            let tenant = queue.pop_if(|_| true).expect("both wait").request.tenant;
             let computed = if tenant == "long" { 1000 } else { 100 };
             queue.charge(&tenant, computed, 0);
             queue.ended(&tenant);
@@ -193,7 +194,7 @@ mod tests {
         let (mut queue, load) = (FairQueue::default(), load());
         for n in 0..10_000 {
             queue.push(job(&load, &n.to_string(), n));
-            let tenant = queue.pop().expect("just pushed").request.tenant;
+            let tenant = queue.pop_if(|_| true).expect("just pushed").request.tenant;
             queue.ended(&tenant);
         }
         assert!(queue.tenants.len() <= REMEMBERED_TENANTS);

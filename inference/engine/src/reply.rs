@@ -77,6 +77,13 @@ impl Reply {
         self.metrics.looked_up_prefix(self.usage.prompt, cached);
     }
 
+    /// Notes that so many tokens more of the prompt are in a cache by now.
+    pub(crate) fn found(&mut self, cached: u32) {
+        let cached = cached.min(self.usage.prompt - self.usage.cached);
+        self.usage.cached += cached;
+        self.metrics.found_prefix(cached);
+    }
+
     pub(crate) fn is_ended(&self) -> bool {
         self.ended
     }

@@ -3,11 +3,12 @@
 //! ```text
 //!            admit: a lane, KV for prompt and reply                    a stop, a limit, a cancellation, an error
 //! queued ───────────────────────────────────────────▶ prefill ─▶ decode ───────────────────────────────────────▶ ended
-//!    └── cancelled or expired, told without running       (lane stays resident for the conversation's next turn) ──┘
+//!    └── cancelled or expired, told without running           (its blocks stay for whoever begins alike) ──────────┘
 //! ```
 //!
 //! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
-//! streams. KV memory is reserved at admission, a lane as long as the context: nothing is preempted and nothing runs out.
+//! streams. A reply that repeats what was said is guessed ahead, and the guess checked in one step: the tokens are those that would
+//! have come one by one. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
 //! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
 
 use std::{
@@ -17,15 +18,17 @@ use std::{
 };
 
 use crate::{
-    EngineError, EngineOptions, GenerateRequest, Grammar, Lane, LaneInput, Sampling, TextCodec, TokenId, TokenLogprob,
-    TokenModel,
-    lanes::{Lanes, Taken},
-    load::{Load, RunningGuard},
-    logprobs::Distribution,
+    BlockCopy, EngineError, EngineOptions, GenerateRequest, LaneInput, Speculation, TextCodec, TokenModel,
+    blocks::{Admitted, BlockPool, Wanted},
+    load::Load,
+    lookup::Lookup,
     metrics::ReplicaMetrics,
     queue::{FairQueue, Job},
     reply::{Limits, Next, Reply},
+    running::{Chooser, Running, follow},
     sampling::{Occurrences, Sampler},
+    shape::ModelShape,
+    speculation::{StepCost, depths},
 };
 
 /// A model that fails this many steps in a row is given up.
@@ -48,7 +51,7 @@ pub(crate) enum Step {
 
 /// The requests of one replica.
 ///
-/// Invariant: a lane is marked running exactly while one of `running` holds it.
+/// Invariant: what `pool` has given out is held by `running`.
 pub(crate) struct Scheduler {
     codec: Arc<dyn TextCodec>,
     options: EngineOptions,
@@ -56,79 +59,17 @@ pub(crate) struct Scheduler {
     load: Arc<Load>,
     shape: ModelShape,
     queue: FairQueue,
-    lanes: Lanes,
+    pool: BlockPool,
+    /// What the model is to copy before its next step.
+    copies: Vec<BlockCopy>,
     /// In order of admission.
     running: Vec<Running>,
     sampler: Sampler,
     logits: Vec<f32>,
     failures: u32,
     step_seconds: Option<f64>,
-}
-
-/// What the scheduler knows of its model.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ModelShape {
-    pub(crate) lanes: usize,
-    pub(crate) context_tokens: usize,
-    pub(crate) vocabulary: usize,
-}
-
-/// A request that holds a lane.
-struct Running {
-    lane: Lane,
-    tenant: String,
-    sampling: Sampling,
-    logprobs: Option<u32>,
-    /// Invariant: has followed the reply's part of `tokens`.
-    grammar: Option<Grammar>,
-    seen: Occurrences,
-    /// Prompt and reply so far.
-    tokens: Vec<TokenId>,
-    /// How many of `tokens` are in the lane's cache. Invariant: fewer than all of them, until the reply ended.
-    computed: usize,
-    /// Of `tokens` in this step.
-    planned: usize,
-    reply: Reply,
-    deadline: Option<Instant>,
-    _guard: RunningGuard,
-}
-
-/// The next token of a reply.
-struct Chosen {
-    token: TokenId,
-    logprob: Option<TokenLogprob>,
-    /// Whether the grammar allows nothing behind it.
-    is_last: bool,
-}
-
-impl Running {
-    fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
-    }
-
-    fn input(&self) -> Option<LaneInput<'_>> {
-        let end = self.computed + self.planned;
-        (self.planned > 0).then(|| LaneInput {
-            lane: self.lane,
-            start: self.computed,
-            tokens: &self.tokens[self.computed..end],
-            want_logits: end == self.tokens.len(),
-        })
-    }
-
-    /// The next token, from its row of logits.
-    fn choose(&mut self, row: &mut [f32], sampler: &mut Sampler, codec: &dyn TextCodec) -> Result<Chosen, EngineError> {
-        let distribution = self.logprobs.map(|top| (Distribution::of(row), top));
-        if let Some(grammar) = &mut self.grammar {
-            grammar.mask(row)?;
-        }
-        let position = self.reply.len().into();
-        let chosen = sampler.choose(row, &self.sampling, &self.seen, position);
-        let token =
-            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
-        let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, codec));
-        Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], codec)? })
-    }
+    /// Of steps that only decode.
+    decode_cost: StepCost,
 }
 
 impl Scheduler {
@@ -146,12 +87,14 @@ impl Scheduler {
             load,
             shape,
             queue: FairQueue::default(),
-            lanes: Lanes::new(shape.lanes),
+            pool: BlockPool::new(shape.pool(&options)),
+            copies: Vec::new(),
             running: Vec::with_capacity(shape.lanes),
             sampler: Sampler::default(),
             logits: Vec::new(),
             failures: 0,
             step_seconds: None,
+            decode_cost: StepCost::default(),
         }
     }
 
@@ -220,14 +163,10 @@ impl Scheduler {
     }
 
     fn admit(&mut self, now: Instant) {
-        while self.lanes.has_idle()
-            && let Some(job) = self.queue.pop()
-        {
+        while let Some(job) = self.queue.pop_if(|request| self.pool.has_room(wanted(request, &self.shape))) {
             self.start(job, now);
         }
-        let reserved: usize =
-            self.running.iter().map(|running| running.tokens.len() + running.reply.room() as usize).sum();
-        self.metrics.kv_usage.set(reserved as f64 / (self.shape.lanes * self.shape.context_tokens) as f64);
+        self.metrics.kv_usage.set(self.pool.usage());
     }
 
     fn start(&mut self, job: Job, now: Instant) {
@@ -238,16 +177,20 @@ impl Scheduler {
         }
         let prompt = request.prompt.tokens.len();
         let tokens = [&request.prompt.tokens[..], &request.forced].concat();
-        let Some(Taken { lane, reused }) = self.lanes.take(&request, &tokens) else {
-            debug_assert!(false, "admission without an idle lane");
+        let positions = tokens.len() + reply.room() as usize;
+        let wanted = Wanted { tenant: &request.tenant, tokens: &tokens, positions };
+        let Some(Admitted { sequence, reused, copy }) = self.pool.admit(wanted) else {
+            debug_assert!(false, "admission without room");
             return reply.fail(EngineError::Stopped);
         };
+        self.copies.extend(copy);
         reply.begin(reused.min(prompt) as u32);
         self.queue.charge(&request.tenant, tokens.len() - reused, 0);
         let mut seen = Occurrences::new(&request.sampling, &request.prompt.tokens);
         request.forced.iter().for_each(|&id| seen.add(id));
+        let lookup = (self.options.speculation != Speculation::Off).then(|| Lookup::behind(&tokens));
         self.running.push(Running {
-            lane,
+            sequence,
             tenant: request.tenant,
             sampling: request.sampling,
             logprobs: request.logprobs,
@@ -256,6 +199,8 @@ impl Scheduler {
             tokens,
             computed: reused,
             planned: 0,
+            lookup,
+            guess: Vec::new(),
             reply,
             deadline: request.deadline,
             _guard: self.load.run(),
@@ -289,22 +234,54 @@ impl Scheduler {
     /// One token of each decoding request, and the rest of the budget to prompts in order of admission: a chunk while others
     /// decode, all of it while nobody would be stalled.
     fn plan(&mut self) {
-        let decoding = self.running.iter().filter(|running| running.pending() == 1).count();
+        self.catch_up();
+        let decoding = self.running.iter().filter(|running| running.decodes()).count();
         let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
         let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
         for running in &mut self.running {
-            let pending = running.pending();
-            running.planned = if pending == 1 { 1 } else { pending.min(prefill) };
-            prefill -= if pending == 1 { 0 } else { running.planned };
+            let decodes = running.decodes();
+            running.planned = if decodes { 1 } else { running.chunk(prefill, self.shape.block_tokens) };
+            prefill -= if decodes { 0 } else { running.planned };
+        }
+        self.guess();
+        for running in &mut self.running {
+            self.pool.extend(&mut running.sequence, running.computed + running.planned);
         }
         debug_assert!(self.running.iter().any(|running| running.planned > 0), "a step without work");
     }
 
+    /// Lets the step check as many guesses as are worth their time.
+    fn guess(&mut self) {
+        let chances: Vec<_> = self.running.iter().map(Running::chances).collect();
+        let rows = self.running.iter().map(|running| running.planned).sum();
+        let most = self.options.step_tokens.saturating_sub(rows);
+        let depths = depths(self.options.speculation, &self.decode_cost, rows, most, &chances);
+        self.running.iter_mut().zip(depths).for_each(|(running, depth)| running.guess_ahead(depth));
+    }
+
+    /// What requests that began alike have computed since, nobody computes again.
+    fn catch_up(&mut self) {
+        for running in self.running.iter_mut().filter(|running| running.pending() > 1) {
+            let before = std::mem::take(&mut running.computed);
+            running.computed = self.pool.catch_up(&mut running.sequence, &running.tokens, before);
+            running.reply.found((running.computed - before) as u32);
+        }
+    }
+
     fn compute(&mut self, model: &mut dyn TokenModel) -> Result<(), EngineError> {
-        let inputs: Vec<LaneInput<'_>> = self.running.iter().filter_map(Running::input).collect();
-        let rows = inputs.iter().filter(|input| input.want_logits).count();
-        let logits = &mut self.logits;
-        catch_unwind(AssertUnwindSafe(|| model.step(&inputs, logits)))
+        let copies = std::mem::take(&mut self.copies);
+        let (running, logits) = (&mut self.running, &mut self.logits);
+        let step = || {
+            copies.into_iter().for_each(|copy| model.copy(copy));
+            for Running { sequence, .. } in running.iter_mut() {
+                let lane = sequence.lane;
+                sequence.take_moved().into_iter().for_each(|blocks| model.place(lane, blocks));
+            }
+            let inputs: Vec<LaneInput<'_>> = running.iter().filter_map(Running::input).collect();
+            model.step(&inputs, logits)?;
+            Ok(inputs.iter().map(|input| input.logits).sum::<usize>())
+        };
+        let rows = catch_unwind(AssertUnwindSafe(step))
             .unwrap_or_else(|panic| Err(EngineError::ModelFailed(panic_message(&*panic))))?;
         let expected = rows * self.shape.vocabulary;
         if self.logits.len() != expected {
@@ -315,49 +292,57 @@ impl Scheduler {
     }
 
     fn apply(&mut self, now: Instant) {
-        let mut rows = self.logits.chunks_exact_mut(self.shape.vocabulary);
+        let mut logits = &mut self.logits[..];
+        let mut chooser = Chooser { sampler: &mut self.sampler, codec: &*self.codec, now };
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
-            running.computed += running.planned;
+            let guessed = running.guess.len().saturating_sub(1);
+            running.computed += running.planned - guessed;
             if running.pending() > 0 {
+                self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
                 continue;
             }
-            let Some(row) = rows.next() else { break };
-            match running.choose(row, &mut self.sampler, &*self.codec) {
-                Ok(Chosen { token, logprob, is_last }) => {
-                    self.queue.charge(&running.tenant, 0, 1);
-                    running.seen.add(token);
-                    let next = Next { tokens: &[token], logprob, is_last };
-                    running.reply.accept(next, &*self.codec, now);
-                    running.tokens.push(token);
+            let (own, others) = std::mem::take(&mut logits).split_at_mut((1 + guessed) * self.shape.vocabulary);
+            logits = others;
+            match running.advance(own.chunks_exact_mut(self.shape.vocabulary), &mut chooser) {
+                Ok(taken) => {
+                    self.queue.charge(&running.tenant, 0, taken);
+                    self.metrics.guessed(guessed, taken - 1);
+                    self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
                 }
                 Err(error) => {
-                    // A lane's logits depend on that lane alone, so the neighbours' are good.
+                    // A lane's logits depend on that lane alone, so the neighbours' are good; but what it has published is not.
                     running.computed = 0;
+                    self.pool.forget();
                     running.reply.fail(error);
                 }
             }
         }
     }
 
-    /// Ends the requests of this batch. Those that waited for their next chunk begin anew: no lane's cache can be trusted.
+    /// Ends the requests of this batch. Those that waited for their next chunk begin anew: nothing in the cache can be trusted.
     fn fail_batch(&mut self, error: EngineError) {
         self.failures = if error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
         tracing::error!(%error, failures = self.failures, "the model failed a step");
-        self.lanes.forget();
+        self.pool.forget();
         for running in &mut self.running {
             running.computed = 0;
             if running.planned > 0 {
                 running.reply.fail(error.clone());
             }
         }
+        self.retire();
+        for running in &mut self.running {
+            let positions = running.positions();
+            if !self.pool.restart(&mut running.sequence, positions) {
+                running.reply.fail(error.clone());
+            }
+        }
     }
 
-    /// Gives back the lanes of ended requests.
+    /// Gives back the lanes and blocks of ended requests.
     fn retire(&mut self) {
         for running in self.running.extract_if(.., |running| running.reply.is_ended()) {
-            let mut tokens = running.tokens;
-            tokens.truncate(running.computed);
-            self.lanes.release(running.lane, tokens);
+            self.pool.release(running.sequence, &running.tokens[..running.computed]);
             self.queue.ended(&running.tenant);
         }
     }
@@ -372,20 +357,20 @@ impl Scheduler {
     }
 
     fn measure(&mut self, step: Duration) {
+        if self.running.iter().all(|running| running.planned <= 1 || !running.guess.is_empty()) {
+            self.decode_cost.measure(self.running.iter().map(|running| running.planned).sum(), step);
+        }
         let step = step.as_secs_f64();
         let mean = self.step_seconds.get_or_insert(step);
         *mean += (step - *mean) * NEWEST_STEP;
     }
 }
 
-/// Takes a grammar, where there is one, behind `tokens`. Whether it allows nothing more.
-fn follow(grammar: Option<&mut Grammar>, tokens: &[TokenId], codec: &dyn TextCodec) -> Result<bool, EngineError> {
-    let Some(grammar) = grammar else { return Ok(false) };
-    // The end is the reply's matter.
-    if !tokens.iter().any(|&token| codec.is_end(token)) {
-        grammar.follow(tokens)?;
-    }
-    Ok(grammar.is_complete())
+/// What a request that waits wants of the cache.
+fn wanted<'a>(request: &'a GenerateRequest, shape: &ModelShape) -> Wanted<'a> {
+    let tokens = &request.prompt.tokens[..];
+    let positions = shape.context_tokens.min(tokens.len() + request.max_tokens as usize);
+    Wanted { tenant: &request.tenant, tokens, positions }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

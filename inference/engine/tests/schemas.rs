@@ -9,8 +9,9 @@ use std::{
 };
 
 use parlance_inference_engine::{
-    ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent, GenerateRequest, LaneInput,
-    PreparedPrompt, Replica, ReplicaInfo, Sampling, TextCodec, TokenId, TokenModel,
+    Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent,
+    GenerateRequest, Lane, LaneInput, PreparedPrompt, Replica, ReplicaInfo, Sampling, Speculation, TextCodec, TokenId,
+    TokenModel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -134,12 +135,32 @@ impl TextCodec for Codec {
     }
 }
 
-/// Its logits are a hash of everything in the lane, and a preference for the end.
-struct RandomModel(Vec<Vec<TokenId>>);
+/// Its logits are a hash of everything in the lane, and a preference for the end. A block of its cache is a whole lane.
+struct RandomModel {
+    blocks: Vec<Vec<TokenId>>,
+    /// By lane.
+    places: Vec<Block>,
+}
 
 impl TokenModel for RandomModel {
     fn lanes(&self) -> usize {
-        self.0.len()
+        self.places.len()
+    }
+
+    fn block_tokens(&self) -> usize {
+        CONTEXT
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.places[lane] = blocks[0];
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.blocks[copy.to as usize] = self.blocks[copy.from as usize][..copy.positions].to_vec();
     }
 
     fn context_tokens(&self) -> usize {
@@ -153,11 +174,11 @@ impl TokenModel for RandomModel {
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
         logits.clear();
         for input in inputs {
-            let lane = &mut self.0[input.lane];
+            let lane = &mut self.blocks[self.places[input.lane] as usize];
             lane.truncate(input.start);
             lane.extend_from_slice(input.tokens);
-            if input.want_logits {
-                logits.extend(row(lane));
+            for length in lane.len() + 1 - input.logits..=lane.len() {
+                logits.extend(row(&lane[..length]));
             }
         }
         Ok(())
@@ -178,10 +199,18 @@ fn closes(token: TokenId) -> bool {
 }
 
 fn replica() -> EngineReplica {
+    replica_with(Speculation::default())
+}
+
+fn replica_with(speculation: Speculation) -> EngineReplica {
     let (name, digest, numerics) = ("random".into(), "d".into(), "n".into());
     let info = ReplicaInfo { name, digest, numerics, context_tokens: CONTEXT as u32 };
     let codec = Codec { info, bytes: (0..=END).map(bytes).collect() };
-    Engine::start(Box::new(RandomModel(vec![Vec::new(); LANES])), Arc::new(codec), EngineOptions::default())
+    Engine::start(
+        Box::new(RandomModel { blocks: vec![Vec::new(); LANES], places: (0..LANES as Block).collect() }),
+        Arc::new(codec),
+        EngineOptions { speculation, ..EngineOptions::default() },
+    )
 }
 
 /// A reply that is on its way.
@@ -265,6 +294,19 @@ fn every_reply_that_was_not_cut_is_valid() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Constants have one answer; nearly everything else has as many as there are seeds.
     assert!(distinct.len() as u64 > 60 * SEEDS, "the random model says the same again and again: {}", distinct.len());
+}
+
+#[test]
+fn guessing_ahead_changes_no_reply() {
+    // Where keys and brackets are forced, texts repeat themselves, random as the model is.
+    let [plain, guessing] = [Speculation::Off, Speculation::Always].map(replica_with);
+    for Named { name, schema } in schemas() {
+        let asked =
+            |replica| [1, 2].map(|seed| ask(replica, &schema, seed, &[]).unwrap_or_else(|error| panic!("{error}")));
+        for (plain, guessed) in asked(&plain).into_iter().zip(asked(&guessing)) {
+            assert_eq!(wait(guessed).ids, wait(plain).ids, "{name}");
+        }
+    }
 }
 
 #[test]

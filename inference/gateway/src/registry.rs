@@ -106,8 +106,8 @@ struct Model {
     state: ModelState,
     demand: Demand,
     seats: Vec<Seat>,
-    /// When something was asked of it last, in milliseconds since the registry was made.
-    used_ms: AtomicU64,
+    /// When something was asked of it last, in microseconds since the registry was made.
+    used_us: AtomicU64,
 }
 
 /// A replica and the number that conversations find it by, whatever becomes of the others.
@@ -135,7 +135,7 @@ impl ModelRegistry {
 
     /// Serves a model by these replicas, all of one kind, in place of those it had. One that it had already keeps its conversations.
     pub fn publish(&self, name: &str, replicas: Vec<ModelReplica>) {
-        let now = self.now_ms();
+        let now = self.now_us();
         let mut inner = self.write();
         let mut next = inner.seats;
         let model = inner.model(name);
@@ -147,7 +147,7 @@ impl ModelRegistry {
             })
         }));
         model.state = ModelState::Ready;
-        model.used_ms.fetch_max(now, Ordering::Relaxed);
+        model.used_us.fetch_max(now, Ordering::Relaxed);
         inner.seats = next;
     }
 
@@ -199,7 +199,7 @@ impl ModelRegistry {
     /// [`GatewayError::WrongKind`] for a model that embeds.
     pub fn route(&self, name: &str, affinity: u64) -> Result<Arc<dyn Replica>, GatewayError> {
         let inner = self.read();
-        match inner.choose(name, affinity, self.now_ms())? {
+        match inner.choose(name, affinity, self.now_us())? {
             (_, ModelReplica::Chat(replica)) => Ok(replica),
             (name, ModelReplica::Embedding(_)) => Err(inner.wrong_kind(name, ModelKind::Chat)),
         }
@@ -212,7 +212,7 @@ impl ModelRegistry {
     /// As [`route`](Self::route), the other way round: [`GatewayError::WrongKind`] for a model that answers messages.
     pub fn route_embedding(&self, name: &str) -> Result<Arc<dyn EmbeddingReplica>, GatewayError> {
         let inner = self.read();
-        match inner.choose(name, 0, self.now_ms())? {
+        match inner.choose(name, 0, self.now_us())? {
             (_, ModelReplica::Embedding(replica)) => Ok(replica),
             (name, ModelReplica::Chat(_)) => Err(inner.wrong_kind(name, ModelKind::Embedding)),
         }
@@ -243,18 +243,18 @@ impl ModelRegistry {
 
     /// Every model, sorted by name.
     pub fn list(&self) -> Vec<ModelListing> {
-        let (inner, now) = (self.read(), self.now_ms());
+        let (inner, now) = (self.read(), self.now_us());
         inner.models.iter().map(|(name, model)| model.listing(name, inner.aliases_of(name), now)).collect()
     }
 
     /// One model by its own name.
     pub fn listing(&self, name: &str) -> Option<ModelListing> {
-        let (inner, now) = (self.read(), self.now_ms());
+        let (inner, now) = (self.read(), self.now_us());
         inner.models.get(name).map(|model| model.listing(name, inner.aliases_of(name), now))
     }
 
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    fn now_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Models> {
@@ -272,7 +272,7 @@ impl Models {
             state: ModelState::Unloaded,
             demand: Demand::default(),
             seats: Vec::new(),
-            used_ms: AtomicU64::new(0),
+            used_us: AtomicU64::new(0),
         };
         self.models.entry(name.to_owned()).or_insert_with(new)
     }
@@ -287,9 +287,9 @@ impl Models {
         })
     }
 
-    fn choose(&self, name: &str, affinity: u64, now_ms: u64) -> Result<(&str, ModelReplica), GatewayError> {
+    fn choose(&self, name: &str, affinity: u64, now_us: u64) -> Result<(&str, ModelReplica), GatewayError> {
         let (name, model) = self.find(name)?;
-        model.used_ms.store(now_ms, Ordering::Relaxed);
+        model.used_us.store(now_us, Ordering::Relaxed);
         let chosen = choose(&model.seats, affinity).ok_or_else(|| model.unavailable(name))?;
         Ok((name, chosen))
     }
@@ -324,7 +324,7 @@ impl Model {
         }
     }
 
-    fn listing(&self, name: &str, aliases: Vec<String>, now_ms: u64) -> ModelListing {
+    fn listing(&self, name: &str, aliases: Vec<String>, now_us: u64) -> ModelListing {
         let loads = self.seats.iter().map(|seat| seat.replica.load());
         let load = loads.fold(ReplicaLoad::default(), |sum, load| ReplicaLoad {
             running: sum.running + load.running,
@@ -344,7 +344,7 @@ impl Model {
             info: self.seats.first().map(|seat| seat.replica.info().clone()),
             load,
             demand: self.demand,
-            unused_for: Duration::from_millis(now_ms.saturating_sub(self.used_ms.load(Ordering::Relaxed))),
+            unused_for: Duration::from_micros(now_us.saturating_sub(self.used_us.load(Ordering::Relaxed))),
         }
     }
 }

@@ -1,117 +1,183 @@
-//! Attention of one query position over the keys and values of its sequence, in place in the cache.
+//! Attention of query positions over the keys and values of their sequence, in place in the cache.
 //!
-//! Keys lie in blocks of 32 positions, `[block][dimension][32]`, so that the scores of 32 positions are one chain each without sums
-//! across a vector; values lie one position after the other, `[position][dimension]`.
+//! A cache consists of blocks of 32 positions, which lie anywhere. A block of keys is `[dimension][32]`, so that the scores of its
+//! positions are one chain each without sums across a vector; a block of values is `[32][dimension]`.
 
-use crate::simd::{LANES, Lanes, exp, fma, sum, vectorised};
+use crate::simd::{LANES, Lanes, exp, fetch, fma, sum, vectorised};
 
-/// Positions per block of keys. The length of a cache is a multiple of it.
+/// Positions per block.
 pub const KEY_BLOCK: usize = 2 * LANES;
 /// Dimensions of values that are summed side by side. The head dimension is a multiple of it.
 pub const VALUE_BLOCK: usize = 2 * LANES;
-/// Query heads that share one pass over the keys and values.
-const MAX_HEADS: usize = 4;
+/// Queries that share one pass over the keys and values: more than the registers hold sums of.
+const MAX_QUERIES: usize = 6;
+
+mod batch;
+
+pub use batch::{Heads, Row, attend_batch};
 
 /// The cache of one head of keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadCache<'a> {
-    /// `[block][dimension][KEY_BLOCK]`.
+    /// All blocks of keys, whoever's they are: `[block][dimension][KEY_BLOCK]`.
     pub keys: &'a [f32],
-    /// `[position][dimension]`.
+    /// All blocks of values: `[block][KEY_BLOCK][dimension]`.
     pub values: &'a [f32],
+    /// Where the positions lie: `p` in block `blocks[p / KEY_BLOCK]`.
+    pub blocks: &'a [u32],
     /// The size of the head.
     pub dimension: usize,
-    /// Positions before this one are not attended to.
+}
+
+/// The positions that a query attends to.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The first of them.
     pub first: usize,
+    /// The first behind them.
+    pub end: usize,
 }
 
-impl HeadCache<'_> {
-    /// Without the whole blocks of positions that are not attended to.
-    fn without_unseen_blocks(self) -> Self {
-        let skipped = self.first / KEY_BLOCK * KEY_BLOCK;
-        let (keys, values) = (&self.keys[skipped * self.dimension..], &self.values[skipped * self.dimension..]);
-        Self { keys, values, first: self.first - skipped, ..self }
-    }
+/// Where a block lies in `values` or `keys` of heads of this size.
+fn block_range(block: u32, dimension: usize) -> std::ops::Range<usize> {
+    let begin = block as usize * KEY_BLOCK * dimension;
+    begin..begin + KEY_BLOCK * dimension
 }
 
-/// Writes one position's key where [`attend`] looks for it.
-pub fn write_key(keys: &mut [f32], position: usize, key: &[f32]) {
-    let block = &mut keys[position / KEY_BLOCK * KEY_BLOCK * key.len()..][..KEY_BLOCK * key.len()];
+/// Writes one position's key into a block of keys; `position` counts within the block.
+pub fn write_key(block: &mut [f32], position: usize, key: &[f32]) {
     for (slots, value) in block.chunks_exact_mut(KEY_BLOCK).zip(key) {
-        slots[position % KEY_BLOCK] = *value;
+        slots[position] = *value;
     }
 }
 
-/// Attends from the query heads that share one head of the cache over its positions up to `length`, not included.
+/// Attends from queries over the cache of the head that they share: query heads of one position, or of several positions of one
+/// sequence.
 ///
-/// `queries` and `out` hold the heads one after the other; `scores` is working space.
-pub fn attend(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
-    let dimension = cache.dimension;
-    let length = length - cache.first / KEY_BLOCK * KEY_BLOCK;
-    let cache = cache.without_unseen_blocks();
-    let stride = length.next_multiple_of(KEY_BLOCK);
-    scores.resize(MAX_HEADS * stride, 0.0);
-    let groups = queries.chunks(MAX_HEADS * dimension).zip(out.chunks_mut(MAX_HEADS * dimension));
-    for (queries, out) in groups {
-        attend_group(queries, cache, length, scores, out);
+/// `queries` and `out` hold the queries one after the other, and `spans` says what each attends to. While the values are summed, the
+/// keys of `next` are fetched from memory. `scores` is working space.
+fn attend(
+    queries: &[f32],
+    spans: &[Span],
+    cache: HeadCache<'_>,
+    next: Option<HeadCache<'_>>,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let size = MAX_QUERIES * cache.dimension;
+    let next = next.unwrap_or(HeadCache { blocks: &[], ..cache });
+    let groups = queries.chunks(size).zip(out.chunks_mut(size)).zip(spans.chunks(MAX_QUERIES));
+    for ((queries, out), spans) in groups {
+        attend_group(queries, spans, cache, next, scores, out);
     }
 }
 
 vectorised! {
-    fn attend_group(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut [f32], out: &mut [f32])
-        = attend_any
+    fn attend_group(
+        queries: &[f32],
+        spans: &[Span],
+        cache: HeadCache<'_>,
+        next: HeadCache<'_>,
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) = attend_any
 }
 
 #[inline(always)]
-fn attend_any(queries: &[f32], cache: HeadCache<'_>, length: usize, scores: &mut [f32], out: &mut [f32]) {
-    match queries.len() / cache.dimension {
-        1 => attend_heads::<1>(queries, cache, length, scores, out),
-        2 => attend_heads::<2>(queries, cache, length, scores, out),
-        3 => attend_heads::<3>(queries, cache, length, scores, out),
-        _ => attend_heads::<MAX_HEADS>(queries, cache, length, scores, out),
-    }
-}
-
-#[inline(always)]
-fn attend_heads<const HEADS: usize>(
+fn attend_any(
     queries: &[f32],
+    spans: &[Span],
     cache: HeadCache<'_>,
-    length: usize,
-    scores: &mut [f32],
+    next: HeadCache<'_>,
+    scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let stride = length.next_multiple_of(KEY_BLOCK);
-    score::<HEADS>(queries, cache, stride, scores);
-    let scale = 1.0 / (cache.dimension as f32).sqrt();
-    for scores in scores.chunks_exact_mut(stride).take(HEADS) {
-        let (unseen, seen) = scores[..length].split_at_mut(cache.first);
-        unseen.fill(0.0);
-        softmax(seen, scale);
+    match spans.len() {
+        1 => attend_queries::<1>(queries, spans, cache, next, scores, out),
+        2 => attend_queries::<2>(queries, spans, cache, next, scores, out),
+        3 => attend_queries::<3>(queries, spans, cache, next, scores, out),
+        4 => attend_queries::<4>(queries, spans, cache, next, scores, out),
+        5 => attend_queries::<5>(queries, spans, cache, next, scores, out),
+        _ => attend_queries::<MAX_QUERIES>(queries, spans, cache, next, scores, out),
     }
-    weigh::<HEADS>(scores, stride, cache, length, out);
 }
 
-/// Writes the products of each query head with the keys, block by block.
 #[inline(always)]
-fn score<const HEADS: usize>(queries: &[f32], cache: HeadCache<'_>, stride: usize, scores: &mut [f32]) {
-    let blocks = cache.keys.chunks_exact(KEY_BLOCK * cache.dimension);
-    for (block, keys) in blocks.take(stride / KEY_BLOCK).enumerate() {
-        let (vectors, _) = keys.as_chunks::<LANES>();
-        let (rows, _) = vectors.as_chunks::<2>();
-        let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
-        for (part, rows) in rows.chunks_exact(VALUE_BLOCK).enumerate() {
-            let queries = block_of_each::<HEADS>(queries, cache.dimension, part * VALUE_BLOCK);
-            for (at, keys) in (0..VALUE_BLOCK).zip(rows) {
-                for head in 0..HEADS {
+fn attend_queries<const QUERIES: usize>(
+    queries: &[f32],
+    spans: &[Span],
+    cache: HeadCache<'_>,
+    next: HeadCache<'_>,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let first = spans.iter().map(|span| span.first).min().unwrap_or(0) / KEY_BLOCK;
+    let end = spans.iter().map(|span| span.end).max().unwrap_or(0).div_ceil(KEY_BLOCK);
+    let cache = HeadCache { blocks: &cache.blocks[first..end], ..cache };
+    let stride = cache.blocks.len() * KEY_BLOCK;
+    scores.resize(QUERIES * stride, 0.0);
+    score::<QUERIES>(queries, cache, scores);
+    let scale = 1.0 / (cache.dimension as f32).sqrt();
+    for (scores, span) in scores.chunks_exact_mut(stride).zip(spans) {
+        // Positions that others of the queries attend to weigh nothing here.
+        let (seen, behind) = scores.split_at_mut(span.end - first * KEY_BLOCK);
+        let (before, seen) = seen.split_at_mut(span.first - first * KEY_BLOCK);
+        before.fill(0.0);
+        softmax(seen, scale);
+        behind.fill(0.0);
+    }
+    let length = spans.iter().map(|span| span.end).max().unwrap_or(0) - first * KEY_BLOCK;
+    weigh::<QUERIES>(scores, length, cache, next, out);
+}
+
+/// Writes the products of each query with the keys, a block or two at a time: few queries keep too few sums going with one.
+#[inline(always)]
+fn score<const QUERIES: usize>(queries: &[f32], cache: HeadCache<'_>, scores: &mut [f32]) {
+    let mut block = 0;
+    while QUERIES <= MAX_QUERIES / 2 && block + 2 <= cache.blocks.len() {
+        score_blocks::<QUERIES, 2>(queries, cache, block, scores);
+        block += 2;
+    }
+    while block < cache.blocks.len() {
+        score_blocks::<QUERIES, 1>(queries, cache, block, scores);
+        block += 1;
+    }
+}
+
+/// Writes the products of each query with `BLOCKS` blocks of keys.
+#[inline(always)]
+fn score_blocks<const QUERIES: usize, const BLOCKS: usize>(
+    queries: &[f32],
+    cache: HeadCache<'_>,
+    block: usize,
+    scores: &mut [f32],
+) {
+    let (dimension, stride) = (cache.dimension, cache.blocks.len() * KEY_BLOCK);
+    let mut keys: [&[[Lanes; 2]]; BLOCKS] = [&[]; BLOCKS];
+    for (keys, place) in keys.iter_mut().zip(&cache.blocks[block..]) {
+        *keys = cache.keys[block_range(*place, dimension)].as_chunks::<LANES>().0.as_chunks::<2>().0;
+    }
+    let mut sums: [[[Lanes; 2]; BLOCKS]; QUERIES] = [[[[0.0; LANES]; 2]; BLOCKS]; QUERIES];
+    for part in (0..dimension).step_by(VALUE_BLOCK) {
+        let queries = block_of_each::<QUERIES>(queries, dimension, part);
+        let mut of_part: [&[[Lanes; 2]; VALUE_BLOCK]; BLOCKS] = [&[[[0.0; LANES]; 2]; VALUE_BLOCK]; BLOCKS];
+        for (of_part, keys) in of_part.iter_mut().zip(keys) {
+            *of_part = keys[part..].first_chunk().expect("the head has whole parts");
+        }
+        for at in 0..VALUE_BLOCK {
+            for query in 0..QUERIES {
+                for block in 0..BLOCKS {
                     for half in 0..2 {
-                        sums[head][half] = fma(queries[head][at], &keys[half], sums[head][half]);
+                        let sum = &mut sums[query][block][half];
+                        *sum = fma(queries[query][at], &of_part[block][at][half], *sum);
                     }
                 }
             }
         }
-        for (head, sums) in sums.iter().enumerate() {
-            scores[head * stride + block * KEY_BLOCK..][..KEY_BLOCK].copy_from_slice(sums.as_flattened());
-        }
+    }
+    for (query, sums) in sums.iter().enumerate() {
+        let place = &mut scores[query * stride + block * KEY_BLOCK..][..BLOCKS * KEY_BLOCK];
+        place.copy_from_slice(sums.as_flattened().as_flattened());
     }
 }
 
@@ -132,19 +198,30 @@ fn softmax(scores: &mut [f32], scale: f32) {
     let (vectors, rest) = scores.as_chunks_mut::<LANES>();
     let mut sums: Lanes = [0.0; LANES];
     for vector in vectors {
+        *vector = raised(*vector, largest, scale);
         for lane in 0..LANES {
-            vector[lane] = exp((vector[lane] - largest) * scale);
             sums[lane] += vector[lane];
         }
     }
+    let mut last = [largest; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    last = raised(last, largest, scale);
     for (lane, score) in rest.iter_mut().enumerate() {
-        *score = exp((*score - largest) * scale);
-        sums[lane] += *score;
+        *score = last[lane];
+        sums[lane] += last[lane];
     }
     let factor = 1.0 / sum(sums);
     for score in scores {
         *score *= factor;
     }
+}
+
+#[inline(always)]
+fn raised(mut vector: Lanes, largest: f32, scale: f32) -> Lanes {
+    for score in &mut vector {
+        *score = exp((*score - largest) * scale);
+    }
+    vector
 }
 
 #[inline(always)]
@@ -159,27 +236,56 @@ fn largest(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, score| largest.max(*score))
 }
 
-/// Sums the values by the weights in `scores`, position after position.
+/// Sums the values by the weights in `scores`, position after position; 64 dimensions at a time for few queries, else 32.
 #[inline(always)]
-fn weigh<const HEADS: usize>(scores: &[f32], stride: usize, cache: HeadCache<'_>, length: usize, out: &mut [f32]) {
-    let parts = cache.dimension / VALUE_BLOCK;
-    let (vectors, _) = cache.values[..length * cache.dimension].as_chunks::<LANES>();
-    let (values, _) = vectors.as_chunks::<2>();
-    for part in 0..parts {
-        let mut sums: [[Lanes; 2]; HEADS] = [[[0.0; LANES]; 2]; HEADS];
-        for (block, values) in values.chunks(KEY_BLOCK * parts).enumerate() {
-            let weights = block_of_each::<HEADS>(scores, stride, block * KEY_BLOCK);
-            for (position, values) in (0..KEY_BLOCK).zip(values[part..].iter().step_by(parts)) {
-                for head in 0..HEADS {
-                    for half in 0..2 {
-                        sums[head][half] = fma(weights[head][position], &values[half], sums[head][half]);
-                    }
+fn weigh<const QUERIES: usize>(
+    scores: &[f32],
+    length: usize,
+    cache: HeadCache<'_>,
+    next: HeadCache<'_>,
+    out: &mut [f32],
+) {
+    let mut begin = 0;
+    while QUERIES <= MAX_QUERIES / 2 && begin + 2 * VALUE_BLOCK <= cache.dimension {
+        weigh_part::<QUERIES, 4>(scores, length, cache, begin, next, out);
+        begin += 2 * VALUE_BLOCK;
+    }
+    while begin < cache.dimension {
+        weigh_part::<QUERIES, 2>(scores, length, cache, begin, next, out);
+        begin += VALUE_BLOCK;
+    }
+}
+
+/// Sums `VECTORS` vectors of the values from dimension `begin` on; the first of these passes has the memory bring the next keys near.
+#[inline(always)]
+fn weigh_part<const QUERIES: usize, const VECTORS: usize>(
+    scores: &[f32],
+    length: usize,
+    cache: HeadCache<'_>,
+    begin: usize,
+    next: HeadCache<'_>,
+    out: &mut [f32],
+) {
+    let (dimension, stride) = (cache.dimension, cache.blocks.len() * KEY_BLOCK);
+    let mut sums: [[Lanes; VECTORS]; QUERIES] = [[[0.0; LANES]; VECTORS]; QUERIES];
+    for (block, place) in cache.blocks.iter().enumerate() {
+        let values = &cache.values[block_range(*place, dimension)];
+        if let Some(place) = next.blocks.get(block).filter(|_| begin == 0) {
+            fetch(&next.keys[block_range(*place, dimension)]);
+        }
+        let weights = block_of_each::<QUERIES>(scores, stride, block * KEY_BLOCK);
+        let seen = KEY_BLOCK.min(length - block * KEY_BLOCK);
+        for (position, values) in (0..seen).zip(values.chunks_exact(dimension)) {
+            let (vectors, _) = values[begin..][..VECTORS * LANES].as_chunks::<LANES>();
+            for query in 0..QUERIES {
+                for vector in 0..VECTORS {
+                    sums[query][vector] = fma(weights[query][position], &vectors[vector], sums[query][vector]);
                 }
             }
         }
-        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(cache.dimension)) {
-            out[part * VALUE_BLOCK..][..VALUE_BLOCK].copy_from_slice(sums.as_flattened());
-        }
+    }
+    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(dimension)) {
+        out[begin..][..VECTORS * LANES].copy_from_slice(sums.as_flattened());
     }
 }
 
@@ -194,13 +300,29 @@ mod tests {
         (0..count).map(|at| ((at as f32 + seed) * 78.233).sin() * 2.0).collect()
     }
 
-    fn packed_keys(keys: &[f32]) -> Vec<f32> {
-        // What lies beyond the length must not matter.
-        let mut packed = vec![f32::NAN; LENGTH * DIMENSION];
-        for (position, key) in keys.chunks_exact(DIMENSION).enumerate() {
-            write_key(&mut packed, position, key);
+    /// Where the blocks lie: in no order, with others between them.
+    const BLOCKS: [u32; 3] = [4, 0, 3];
+    const PLACES: usize = 5;
+
+    /// Keys and values in their blocks. What lies beyond them or belongs to others must not matter.
+    fn placed(keys: &[f32], values: &[f32]) -> [Vec<f32>; 2] {
+        let mut placed = [(); 2].map(|()| vec![f32::NAN; PLACES * KEY_BLOCK * DIMENSION]);
+        for (position, (key, value)) in keys.chunks_exact(DIMENSION).zip(values.chunks_exact(DIMENSION)).enumerate() {
+            let range = block_range(BLOCKS[position / KEY_BLOCK], DIMENSION);
+            write_key(&mut placed[0][range.clone()], position % KEY_BLOCK, key);
+            placed[1][range][position % KEY_BLOCK * DIMENSION..][..DIMENSION].copy_from_slice(value);
         }
-        packed
+        placed
+    }
+
+    fn cache([keys, values]: &[Vec<f32>; 2]) -> HeadCache<'_> {
+        HeadCache { keys, values, blocks: &BLOCKS, dimension: DIMENSION }
+    }
+
+    fn attend_all(queries: &[f32], spans: &[Span], cache: HeadCache<'_>) -> Vec<f32> {
+        let mut out = vec![f32::NAN; queries.len()];
+        attend(queries, spans, cache, Some(cache), &mut Vec::new(), &mut out);
+        out
     }
 
     fn reference(query: &[f32], keys: &[f32], values: &[f32], length: usize) -> Vec<f64> {
@@ -218,16 +340,14 @@ mod tests {
     #[test]
     fn agrees_with_the_definition_at_every_length_and_group() {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
-        for heads in 1..=9 {
+        for heads in 1..=13 {
             let queries = values(heads * DIMENSION, heads as f32);
-            for length in [1, 2, 15, 16, 17, 31, 32, 33, 95, 96] {
-                let packed = packed_keys(&keys[..length * DIMENSION]);
-                let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
-                let mut out = vec![0.0; heads * DIMENSION];
-                attend(&queries, cache, length, &mut Vec::new(), &mut out);
+            for end in [1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 95, 96] {
+                let placed = placed(&keys[..end * DIMENSION], &stored);
+                let out = attend_all(&queries, &vec![Span { first: 0, end }; heads], cache(&placed));
                 for (query, out) in queries.chunks_exact(DIMENSION).zip(out.chunks_exact(DIMENSION)) {
-                    for (found, exact) in out.iter().zip(reference(query, &keys, &stored, length)) {
-                        assert!((f64::from(*found) - exact).abs() < 5e-6, "{heads} heads, length {length}");
+                    for (found, exact) in out.iter().zip(reference(query, &keys, &stored, end)) {
+                        assert!((f64::from(*found) - exact).abs() < 5e-6, "{heads} heads, {end} positions");
                     }
                 }
             }
@@ -235,31 +355,50 @@ mod tests {
     }
 
     #[test]
-    fn a_head_does_not_depend_on_its_neighbours() {
+    fn a_query_does_not_depend_on_its_neighbours_and_their_spans() {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
-        let packed = packed_keys(&keys);
-        let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first: 0 };
-        let queries = values(7 * DIMENSION, 3.0);
-        let (mut together, mut alone) = (vec![0.0; 7 * DIMENSION], vec![0.0; 7 * DIMENSION]);
-        attend(&queries, cache, 50, &mut Vec::new(), &mut together);
-        for (query, out) in queries.chunks_exact(DIMENSION).zip(alone.chunks_exact_mut(DIMENSION)) {
-            attend(query, cache, 50, &mut Vec::new(), out);
-        }
-        assert_eq!(together, alone);
+        let placed = placed(&keys, &stored);
+        let cache = cache(&placed);
+        let spans = [(0, 50), (0, 51), (3, 51), (40, 96), (0, 1), (32, 33), (70, 75), (0, 64), (31, 65)];
+        let spans = spans.map(|(first, end)| Span { first, end });
+        let queries = values(spans.len() * DIMENSION, 3.0);
+        let together = attend_all(&queries, &spans, cache);
+        let alone =
+            queries.chunks_exact(DIMENSION).zip(spans).flat_map(|(query, span)| attend_all(query, &[span], cache));
+        assert_eq!(together, alone.collect::<Vec<_>>());
     }
 
     #[test]
     fn positions_before_the_first_do_not_matter() {
         let (keys, stored) = (values(LENGTH * DIMENSION, 0.0), values(LENGTH * DIMENSION, 0.7));
         let query = values(DIMENSION, 5.0);
-        for (first, length) in [(1, 2), (31, 33), (32, 33), (33, 80), (70, 96), (95, 96)] {
-            let packed = packed_keys(&keys);
-            let cache = HeadCache { keys: &packed, values: &stored, dimension: DIMENSION, first };
-            let mut out = vec![0.0; DIMENSION];
-            attend(&query, cache, length, &mut Vec::new(), &mut out);
+        for (first, end) in [(1, 2), (31, 33), (32, 33), (33, 80), (70, 96), (95, 96)] {
+            let placed = placed(&keys, &stored);
+            let out = attend_all(&query, &[Span { first, end }], cache(&placed));
             let (keys, stored) = (&keys[first * DIMENSION..], &stored[first * DIMENSION..]);
-            for (found, exact) in out.iter().zip(reference(&query, keys, stored, length - first)) {
-                assert!((f64::from(*found) - exact).abs() < 5e-6, "from {first} to {length}");
+            for (found, exact) in out.iter().zip(reference(&query, keys, stored, end - first)) {
+                assert!((f64::from(*found) - exact).abs() < 5e-6, "from {first} to {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_of_any_whole_number_of_parts() {
+        for dimension in [32, 96, 128, 160] {
+            let (keys, stored) = (values(KEY_BLOCK * dimension, 0.0), values(KEY_BLOCK * dimension, 0.7));
+            let mut packed = vec![f32::NAN; KEY_BLOCK * dimension];
+            (0..20).for_each(|at| write_key(&mut packed, at, &keys[at * dimension..][..dimension]));
+            let cache = HeadCache { keys: &packed, values: &stored, blocks: &[0], dimension };
+            let query = values(dimension, 2.0);
+            let out = attend_all(&query, &[Span { first: 0, end: 20 }], cache);
+            let dot = |key: &[f32]| query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let weights = keys.chunks_exact(dimension).take(20).map(|key| (dot(key) / (dimension as f64).sqrt()).exp());
+            let weights: Vec<f64> = weights.collect();
+            for (at, found) in out.iter().enumerate() {
+                let sum: f64 =
+                    weights.iter().zip(stored.chunks_exact(dimension)).map(|(w, v)| w * f64::from(v[at])).sum();
+                let exact = sum / weights.iter().sum::<f64>();
+                assert!((f64::from(*found) - exact).abs() < 1e-5, "{dimension}: {found} for {exact}");
             }
         }
     }

@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for count in [64, PREFILL_TOKENS] {
         let tokens = vec![100; count];
         let begin = Instant::now();
-        model.step(&[LaneInput { lane: 0, start: 0, tokens: &tokens, want_logits: true }], &mut Vec::new())?;
+        model.step(&[LaneInput { lane: 0, start: 0, tokens: &tokens, logits: 1 }], &mut Vec::new())?;
         println!("prefill of {count} tokens: {:.0} tok/s", count as f64 / begin.elapsed().as_secs_f64());
     }
     Ok(())
@@ -55,14 +55,14 @@ fn argument<T: FromStr>() -> Option<T> {
 
 fn answer(model: &mut Model, codec: &dyn TextCodec, prompt: &[TokenId]) -> Result<String, Box<dyn Error>> {
     let (mut logits, mut bytes) = (Vec::new(), Vec::new());
-    model.step(&[LaneInput { lane: 0, start: 0, tokens: prompt, want_logits: true }], &mut logits)?;
+    model.step(&[LaneInput { lane: 0, start: 0, tokens: prompt, logits: 1 }], &mut logits)?;
     for start in prompt.len()..prompt.len() + 64 {
         let token = largest(&logits);
         if codec.is_end(token) {
             break;
         }
         bytes.extend_from_slice(codec.token_bytes(token));
-        model.step(&[LaneInput { lane: 0, start, tokens: &[token], want_logits: true }], &mut logits)?;
+        model.step(&[LaneInput { lane: 0, start, tokens: &[token], logits: 1 }], &mut logits)?;
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -71,11 +71,11 @@ fn answer(model: &mut Model, codec: &dyn TextCodec, prompt: &[TokenId]) -> Resul
 fn decode(model: &mut Model, lanes: usize) -> Result<Duration, Box<dyn Error>> {
     let (prompt, mut logits) = ([100; DECODE_CONTEXT], Vec::new());
     for lane in 0..lanes {
-        model.step(&[LaneInput { lane, start: 0, tokens: &prompt, want_logits: false }], &mut logits)?;
+        model.step(&[LaneInput { lane, start: 0, tokens: &prompt, logits: 0 }], &mut logits)?;
     }
     let begin = Instant::now();
     for step in 0..DECODE_STEPS {
-        let input = |lane| LaneInput { lane, start: DECODE_CONTEXT + step, tokens: &[200], want_logits: true };
+        let input = |lane| LaneInput { lane, start: DECODE_CONTEXT + step, tokens: &[200], logits: 1 };
         let inputs: Vec<_> = (0..lanes).map(input).collect();
         model.step(&inputs, &mut logits)?;
     }

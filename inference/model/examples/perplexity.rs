@@ -53,7 +53,7 @@ fn encode(codec: &ChatCodec, text: &str) -> Result<Vec<TokenId>, Box<dyn Error>>
 fn mean_loss(model: &mut Model, tokens: &[TokenId]) -> Result<f64, Box<dyn Error>> {
     let (mut total, mut count) = (0.0, 0_usize);
     for window in tokens.chunks_exact(WINDOW) {
-        let input = LaneInput { lane: 0, start: 0, tokens: window, want_logits: true };
+        let input = LaneInput { lane: 0, start: 0, tokens: window, logits: 1 };
         model.step_every_position(&[input], |_, at, row| {
             let Some(next) = window.get(at + 1) else { return };
             let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -7,6 +7,7 @@
 //! burn's own operations, the module `tensor`. Models that embed run on the processor, by the kernels alone.
 
 mod bert;
+mod blocks;
 mod checkpoint;
 mod codec;
 mod config;

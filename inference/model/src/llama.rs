@@ -1,9 +1,10 @@
 //! The forward pass of Llama's architecture and its relatives (Touvron et al. 2023) over ragged batches.
 
 use burn::tensor::Tensor;
-use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
+use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
 
 use crate::{
+    blocks::{BLOCK_TOKENS, BlockTables},
     config::LlamaConfig,
     kv::KvCache,
     ops::{self, Layers, Place, Workspace},
@@ -23,18 +24,16 @@ pub struct LlamaModel {
     cache: KvCache,
     workspace: Workspace,
     context: usize,
-    /// How many positions of each lane are written.
-    filled: Vec<usize>,
 }
 
 impl LlamaModel {
-    pub(crate) fn new(config: LlamaConfig, weights: Weights, cache: KvCache, lanes: usize, context: usize) -> Self {
+    pub(crate) fn new(config: LlamaConfig, weights: Weights, cache: KvCache, context: usize) -> Self {
         let rope = Rope::new(&config.rope, config.head, context);
         let workspace = Workspace::default();
-        Self { config, weights, rope, cache, workspace, context, filled: vec![0; lanes] }
+        Self { config, weights, rope, cache, workspace, context }
     }
 
-    /// How much memory the keys and values of all lanes take when full, in bytes.
+    /// How much memory the keys and values take when all blocks are full, in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.cache.bytes()
     }
@@ -55,7 +54,7 @@ impl LlamaModel {
         inputs: &[LaneInput<'_>],
         mut visit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<(), EngineError> {
-        check_inputs(inputs, &self.filled, self.context, self.config.vocabulary)?;
+        check_inputs(inputs, &self.cache.tables, self.context, self.config.vocabulary)?;
         let hidden = self.forward(inputs);
         let numbers =
             inputs.iter().enumerate().flat_map(|(at, input)| (0..input.tokens.len()).map(move |token| (at, token)));
@@ -83,7 +82,7 @@ impl LlamaModel {
             x = layers.layer(x, number, layer);
         }
         for input in inputs {
-            self.filled[input.lane] = input.start + input.tokens.len();
+            self.cache.tables.fill(input.lane, input.start, input.start + input.tokens.len());
         }
         x
     }
@@ -99,7 +98,23 @@ impl LlamaModel {
 
 impl TokenModel for LlamaModel {
     fn lanes(&self) -> usize {
-        self.filled.len()
+        self.cache.tables.lanes()
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.tables.blocks()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.cache.tables.place(lane, blocks);
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.cache.copy(copy);
     }
 
     fn context_tokens(&self) -> usize {
@@ -111,7 +126,7 @@ impl TokenModel for LlamaModel {
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        check_inputs(inputs, &self.filled, self.context, self.config.vocabulary)?;
+        check_inputs(inputs, &self.cache.tables, self.context, self.config.vocabulary)?;
         if inputs.is_empty() {
             logits.clear();
             return Ok(());
@@ -130,29 +145,32 @@ fn places<'a>(input: &LaneInput<'a>) -> impl Iterator<Item = Place> + use<'a> {
 /// The rows of a step after which logits are wanted.
 fn wanted_rows(inputs: &[LaneInput<'_>]) -> Vec<usize> {
     let mut end = 0;
-    let rows = inputs.iter().filter_map(|input| {
+    let rows = inputs.iter().flat_map(|input| {
         end += input.tokens.len();
-        input.want_logits.then_some(end - 1)
+        end - input.logits..end
     });
     rows.collect()
 }
 
-/// Refuses inputs that would read or write what is not the lane's own; `filled` says how many positions of each lane are written.
+/// Refuses inputs that would read or write what is not the lane's own.
 pub(crate) fn check_inputs(
     inputs: &[LaneInput<'_>],
-    filled: &[usize],
+    tables: &BlockTables,
     context: usize,
     vocabulary: usize,
 ) -> Result<(), EngineError> {
-    let mut seen = vec![false; filled.len()];
+    let mut seen = vec![false; tables.lanes()];
     for input in inputs {
-        let LaneInput { lane, start, tokens, .. } = *input;
+        let LaneInput { lane, start, tokens, logits } = *input;
         if lane >= seen.len() || std::mem::replace(&mut seen[lane], true) {
             return Err(failed(format!("lane {lane} does not exist or appears twice in one step")));
         }
-        if tokens.is_empty() || start > filled[lane] || tokens.len() > context.saturating_sub(start) {
-            let (filled, count) = (filled[lane], tokens.len());
-            return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}, which holds {filled}")));
+        let count = tokens.len();
+        if count == 0 || count > context.saturating_sub(start) || !tables.fits(lane, start, start + count) {
+            return Err(failed(format!("{count} tokens at {start} do not fit lane {lane}")));
+        }
+        if logits > count {
+            return Err(failed(format!("{logits} rows of logits are wanted of {count} tokens")));
         }
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             return Err(failed(format!("there is no token {token}")));

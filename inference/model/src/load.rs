@@ -7,6 +7,7 @@ use parlance_inference_engine::{EngineError, LaneInput, ModelKind, ReplicaInfo, 
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision, bert,
+    blocks::{BLOCK_TOKENS, Capacity},
     device::Compute,
     kv::{KvCache, bytes_per_token},
     precision::Numbers,
@@ -30,11 +31,14 @@ const BYTES_PER_TOKEN_OF_VOCABULARY: u64 = 512;
 pub struct LoadOptions {
     /// The name that the model is served under.
     pub name: String,
-    /// How many sequences can be resident at once.
+    /// How many sequences can run at once.
     pub lanes: usize,
-    /// The most tokens of one lane; cut to what the model was trained for. Every token of every lane takes, once it is written,
-    /// `2 · layers · kv_heads · head · 4` bytes: 45 KiB for SmolLM2-135M.
+    /// The most tokens of one sequence; cut to what the model was trained for.
     pub context_tokens: u32,
+    /// The most tokens of all sequences together, running and kept for later ones, shared beginnings counted once; at least
+    /// `context_tokens`, by default as much for every lane. A token takes, once it is written, `2 · layers · kv_heads · head · 4`
+    /// bytes: 45 KiB for SmolLM2-135M.
+    pub cache_tokens: Option<usize>,
     /// What computes.
     pub device: DeviceChoice,
     /// In which numbers.
@@ -48,9 +52,19 @@ impl LoadOptions {
             name: name.into(),
             lanes: DEFAULT_LANES,
             context_tokens: DEFAULT_CONTEXT_TOKENS,
+            cache_tokens: None,
             device: DeviceChoice::default(),
             precision: Precision::default(),
         }
+    }
+}
+
+impl LoadOptions {
+    /// How large the cache of a model is that was trained for so many tokens.
+    fn capacity(&self, trained: usize) -> Capacity {
+        let context = trained.min(self.context_tokens as usize);
+        let all_lanes = self.lanes.saturating_mul(context.next_multiple_of(BLOCK_TOKENS));
+        Capacity { lanes: self.lanes, context, tokens: self.cache_tokens.unwrap_or(all_lanes) }
     }
 }
 
@@ -129,19 +143,19 @@ fn build(
     compute: &Compute,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(Model, String), ModelError> {
-    let (config, tensors, lanes) = (description.config.clone(), &description.tensors, options.lanes);
-    let context = config.context.min(options.context_tokens as usize);
+    let (config, tensors) = (description.config.clone(), &description.tensors);
+    let capacity = options.capacity(config.context);
     match compute {
         Compute::Kernels => {
             let numbers = options.precision.of(tensors);
-            let cache = KvCache::new(&config, lanes, context)?;
+            let cache = KvCache::new(&config, capacity)?;
             let weights = Weights::read(tensors, &config, &|rows: &_| pack_rows(rows, numbers), progress)?;
-            let model = LlamaModel::new(config, weights, cache, lanes, context);
+            let model = LlamaModel::new(config, weights, cache, capacity.context);
             Ok((Model::Kernels(Box::new(model)), numbers.numerics().to_owned()))
         }
         Compute::Tensors { kind, device, dtype } => {
             let numerics = format!("tensor-{kind}-{}-1", DType::from(*dtype).name());
-            let tensor_options = TensorOptions { device: device.clone(), dtype: *dtype, lanes, context };
+            let tensor_options = TensorOptions { device: device.clone(), dtype: *dtype, capacity };
             let read = || TensorModel::read(config, tensors, tensor_options, progress);
             Ok((Model::Tensors(Box::new(options.device.guarded(read)??)), numerics))
         }
@@ -153,7 +167,7 @@ fn build(
 pub struct Footprint {
     /// Its weights, as they are computed with.
     pub weights: u64,
-    /// Keys and values, once all lanes are full.
+    /// Keys and values, once all blocks are full.
     pub cache: u64,
     /// Tokenizer, template and working memory, roughly.
     pub rest: u64,
@@ -186,11 +200,11 @@ pub fn inspect(source: &Path, options: &LoadOptions) -> Result<Footprint, ModelE
         // Its memory is its own, and how much of this machine's its driver takes nobody says.
         _ => Numbers::F32,
     };
-    let context = description.config.context.min(options.context_tokens as usize);
-    let lane = (bytes_per_token(&description.config) as u64).saturating_mul(context as u64);
+    let blocks = options.capacity(description.config.context).blocks().map_or(u64::MAX, |blocks| blocks as u64);
+    let block = (BLOCK_TOKENS * bytes_per_token(&description.config)) as u64;
     Ok(Footprint {
         weights: description.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(),
-        cache: lane.saturating_mul(options.lanes as u64),
+        cache: blocks.saturating_mul(block),
         rest: rest_bytes(description.config.vocabulary),
     })
 }
@@ -224,7 +238,7 @@ fn warm_up(model: &mut Model) -> Result<(), ModelError> {
     let (prompt, last) = tokens.split_at(count - 1);
     for (start, tokens) in [(0, prompt), (prompt.len(), last)] {
         if !tokens.is_empty() {
-            let input = LaneInput { lane: 0, start, tokens, want_logits: true };
+            let input = LaneInput { lane: 0, start, tokens, logits: 1 };
             model.step(&[input], &mut logits).map_err(ModelError::WarmUp)?;
             if !logits.iter().all(|logit| logit.is_finite()) {
                 let why = "a logit is not a finite number".to_owned();

@@ -1,6 +1,6 @@
 //! A loaded model, whatever computes it.
 
-use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
+use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
 
 use crate::{llama::LlamaModel, tensor::TensorModel};
 
@@ -74,6 +74,34 @@ impl TokenModel for Model {
         match self {
             Self::Kernels(model) => model.vocabulary(),
             Self::Tensors(model) => model.vocabulary(),
+        }
+    }
+
+    fn block_tokens(&self) -> usize {
+        match self {
+            Self::Kernels(model) => model.block_tokens(),
+            Self::Tensors(model) => model.block_tokens(),
+        }
+    }
+
+    fn blocks(&self) -> usize {
+        match self {
+            Self::Kernels(model) => model.blocks(),
+            Self::Tensors(model) => model.blocks(),
+        }
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        match self {
+            Self::Kernels(model) => model.place(lane, blocks),
+            Self::Tensors(model) => model.place(lane, blocks),
+        }
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        match self {
+            Self::Kernels(model) => model.copy(copy),
+            Self::Tensors(model) => model.copy(copy),
         }
     }
 

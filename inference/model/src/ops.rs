@@ -8,7 +8,7 @@ use burn_flex::{Flex, FlexTensor};
 use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
     Output, Scratch,
-    attention::{self, HeadCache},
+    attention::{Heads, Row, Span, attend_batch},
     elementwise, team,
 };
 
@@ -20,8 +20,6 @@ use crate::{
     weights::{HeadNorms, LayerWeights},
 };
 
-/// Cached positions that a task should attend over: some ten microseconds of work.
-const POSITIONS_PER_TASK: usize = 1_024;
 /// Rows that a task turns or looks up.
 const ROWS_PER_TASK: usize = 8;
 
@@ -87,8 +85,11 @@ impl Layers<'_> {
             let places = &places[number * ROWS_PER_TASK..];
             rows.chunks_exact_mut(width).zip(places).for_each(|(row, place)| turn(row, place, weights, config, rope));
         });
-        remember(qkv, places, number, config, self.cache);
-        let heads = config.heads * config.head;
+        let (heads, kept) = (config.heads * config.head, config.kv_heads * config.head);
+        self.cache.write(number, places, |row, head| {
+            let (keys, values) = qkv[row * width + heads..][..2 * kept].split_at(kept);
+            (&keys[head * config.head..][..config.head], &values[head * config.head..][..config.head])
+        });
         attended.resize(rows * heads, 0.0);
         attend(qkv, places, number, config, self.cache, attended);
         let copied = |row: usize, values: &mut [f32]| values.copy_from_slice(&attended[row * heads..][..heads]);
@@ -126,6 +127,18 @@ pub(crate) fn logits(
     output.multiply(rows.len(), selected, &mut workspace.scratch, Output::Set(logits));
 }
 
+/// Attention of the rows over their lanes.
+fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache, out: &mut [f32]) {
+    let heads = Heads { count: config.kv_heads, group: config.group(), dimension: config.head };
+    let row = |&Place { lane, position }: &Place| {
+        let first = config.windows[layer].map_or(0, |window| (position + 1).saturating_sub(window));
+        Row { lane, span: Span { first, end: position + 1 } }
+    };
+    let rows: Vec<Row> = places.iter().map(row).collect();
+    let cache = |lane, head| cache.head(HeadPlace { lane, layer, head });
+    attend_batch((qkv, config.qkv_width()), heads, &rows, cache, out);
+}
+
 /// Root-mean-square norms of rows.
 fn normed(x: &[f32], weight: &[f32], epsilon: f32) -> impl Fn(usize, &mut [f32]) + Sync {
     let width = weight.len();
@@ -153,37 +166,6 @@ fn norm_heads(row: &mut [f32], norms: &HeadNorms, config: &LlamaConfig) {
             elementwise::rms_norm(&before, weight, config.rms_epsilon, head);
         }
     }
-}
-
-/// Keeps the rows' keys and values.
-fn remember(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &mut KvCache) {
-    let keys = config.heads * config.head;
-    for (row, place) in qkv.chunks_exact(config.qkv_width()).zip(places) {
-        let (new_keys, new_values) = row[keys..].split_at(config.kv_heads * config.head);
-        let heads = new_keys.chunks_exact(config.head).zip(new_values.chunks_exact(config.head));
-        for (head, (key, value)) in heads.enumerate() {
-            cache.write(HeadPlace { lane: place.lane, layer, head }, place.position, key, value);
-        }
-    }
-}
-
-/// One piece of work per row and head of the cache: the output of both together is one stretch. Short ones are bundled, as a second
-/// thread takes longer to begin than they take.
-fn attend(qkv: &[f32], places: &[Place], layer: usize, config: &LlamaConfig, cache: &KvCache, out: &mut [f32]) {
-    let group = config.group() * config.head;
-    let positions: usize = places.iter().map(|place| place.position + 1).sum();
-    let bundle = (POSITIONS_PER_TASK * places.len()).div_ceil(positions.max(1));
-    team::each_chunk(out, bundle * group, |number, out| {
-        let mut scores = Vec::new();
-        for (piece, out) in (number * bundle..).zip(out.chunks_exact_mut(group)) {
-            let (row, head) = (piece / config.kv_heads, piece % config.kv_heads);
-            let Place { lane, position } = places[row];
-            let queries = &qkv[row * config.qkv_width() + head * group..][..group];
-            let first = config.windows[layer].map_or(0, |window| (position + 1).saturating_sub(window));
-            let head = HeadCache { first, ..cache.head(HeadPlace { lane, layer, head }) };
-            attention::attend(queries, head, position + 1, &mut scores, out);
-        }
-    });
 }
 
 /// The backend's own tensor. The residual stream is made by [`embed`], so it is the CPU's.

@@ -1,5 +1,6 @@
 //! Loads small made-up models: whole ones, contradictory ones and damaged ones.
 
+mod blocks;
 mod directories;
 mod families;
 mod templates;
@@ -141,13 +142,13 @@ fn loads_and_reports_its_progress() {
 fn chunks_batches_and_reused_lanes_give_the_same_bits() {
     let mut model = tiny(4).model;
     let tokens: Vec<u32> = (0..50).map(|at| (at * 37 + 5) % 250).collect();
-    let whole = all_rows(&mut model, &[LaneInput { lane: 0, start: 0, tokens: &tokens, want_logits: true }]);
+    let whole = all_rows(&mut model, &[LaneInput { lane: 0, start: 0, tokens: &tokens, logits: 1 }]);
     for chunk in [1, 7, 32] {
         let mut rows = Vec::new();
         for (number, chunk_tokens) in tokens.chunks(chunk).enumerate() {
             // Lane 3 computes something else beside it; lane 1 was used before.
-            let beside = LaneInput { lane: 3, start: 0, tokens: &tokens[..1 + number % 9], want_logits: true };
-            let input = LaneInput { lane: 1, start: number * chunk, tokens: chunk_tokens, want_logits: true };
+            let beside = LaneInput { lane: 3, start: 0, tokens: &tokens[..1 + number % 9], logits: 1 };
+            let input = LaneInput { lane: 1, start: number * chunk, tokens: chunk_tokens, logits: 1 };
             let both = all_rows(&mut model, &[beside, input]);
             rows.extend(both.into_iter().skip(beside.tokens.len()));
         }
@@ -155,8 +156,8 @@ fn chunks_batches_and_reused_lanes_give_the_same_bits() {
     }
     let mut logits = Vec::new();
     let inputs = [
-        LaneInput { lane: 2, start: 0, tokens: &tokens[..20], want_logits: false },
-        LaneInput { lane: 0, start: 30, tokens: &tokens[30..31], want_logits: true },
+        LaneInput { lane: 2, start: 0, tokens: &tokens[..20], logits: 0 },
+        LaneInput { lane: 0, start: 30, tokens: &tokens[30..31], logits: 1 },
     ];
     model.step(&inputs, &mut logits).expect("the step succeeds");
     assert_eq!(logits, whole[30], "a lane cut back and continued");
@@ -169,12 +170,14 @@ fn refuses_inputs_that_are_not_the_lane_s_own() {
         Err(EngineError::ModelFailed(why)) => why,
         other => panic!("{other:?}"),
     };
-    let input = |lane, start, tokens| LaneInput { lane, start, tokens, want_logits: true };
+    let input = |lane, start, tokens| LaneInput { lane, start, tokens, logits: 1 };
     assert!(refused(&[input(2, 0, &[5])]).contains("lane 2 does not exist"));
     assert!(refused(&[input(1, 0, &[5]), input(1, 1, &[5])]).contains("appears twice"));
     assert!(refused(&[input(1, 0, &[])]).contains("0 tokens at 0"));
-    assert!(refused(&[input(1, 1, &[5])]).contains("do not fit lane 1, which holds 0"));
+    assert!(refused(&[input(1, 1, &[5])]).contains("1 tokens at 1 do not fit lane 1"));
     assert!(refused(&[input(1, 0, &[5; 65])]).contains("65 tokens at 0"));
+    let unheard_of = LaneInput { logits: 2, ..input(1, 0, &[5]) };
+    assert!(refused(&[unheard_of]).contains("2 rows of logits are wanted of 1 tokens"));
     assert!(refused(&[input(1, 0, &[999])]).contains("there is no token 999"));
     assert!(refused(&[input(0, usize::MAX, &[5])]).contains("do not fit lane 0"));
 }

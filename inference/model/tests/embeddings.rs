@@ -108,7 +108,6 @@ fn what_is_told_of_its_memory_is_what_the_weights_take() {
         let options = LoadOptions { precision, ..LoadOptions::new("all-minilm-l6-v2") };
         let told = inspect(Path::new(MODEL), &options).expect("it can be read");
         let takes = minilm(precision).model.weight_bytes() as u64;
-        // The tables of positions stay floats, which the estimate does not know.
         assert!(told.weights.abs_diff(takes) < takes / 20, "{precision}: {told:?} for {takes}");
         assert_eq!(told.cache, 0);
     }

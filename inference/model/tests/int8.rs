@@ -31,7 +31,7 @@ const DECODED: usize = 12;
 fn mean_loss(model: &mut Model, tokens: &[TokenId]) -> f64 {
     let (mut total, mut count) = (0.0, 0_usize);
     for window in tokens.chunks_exact(WINDOW) {
-        let input = LaneInput { lane: 0, start: 0, tokens: window, want_logits: true };
+        let input = LaneInput { lane: 0, start: 0, tokens: window, logits: 1 };
         let visit = |_, at: usize, row: &[f32]| {
             let Some(next) = window.get(at + 1) else { return };
             let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -103,7 +103,7 @@ fn compute(model: &mut Model, lanes: &[(Lane, usize, &[TokenId])], chunk: usize)
         let inputs: Vec<LaneInput<'_>> = next
             .map(|((lane, _, prompt), &start)| {
                 let end = prompt.len().min(start + chunk);
-                LaneInput { lane: *lane, start, tokens: &prompt[start..end], want_logits: end == prompt.len() }
+                LaneInput { lane: *lane, start, tokens: &prompt[start..end], logits: usize::from(end == prompt.len()) }
             })
             .collect();
         model.step(&inputs, &mut logits).expect("the step succeeds");

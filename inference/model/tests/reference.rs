@@ -119,7 +119,7 @@ fn largest(row: &[f32]) -> TokenId {
 fn run_alone(model: &mut Model, reference: &Reference) -> Vec<Vec<u64>> {
     let mut worst = 0.0_f32;
     let prompts = reference.prompts.iter().map(|expected| {
-        let input = LaneInput { lane: 0, start: 0, tokens: &expected.tokens, want_logits: true };
+        let input = LaneInput { lane: 0, start: 0, tokens: &expected.tokens, logits: 1 };
         let mut fingerprints = Vec::new();
         let visit = |_, at, row: &[f32]| {
             worst = worst.max(difference(row, at, expected, &reference.sampled));
@@ -140,7 +140,7 @@ fn next_inputs<'a>(reference: &'a Reference, done: &[usize]) -> Vec<LaneInput<'a
     let inputs =
         lanes.filter(|(_, (expected, done))| **done < expected.tokens.len()).map(|(lane, (expected, &start))| {
             let end = expected.tokens.len().min(start + CHUNKS[lane % CHUNKS.len()]);
-            LaneInput { lane, start, tokens: &expected.tokens[start..end], want_logits: true }
+            LaneInput { lane, start, tokens: &expected.tokens[start..end], logits: 1 }
         });
     inputs.collect()
 }
@@ -177,7 +177,7 @@ fn continue_together(model: &mut Model, reference: &Reference, last: &[Vec<f32>]
             .enumerate()
             .map(|(lane, tokens)| {
                 let start = reference.prompts[lane].tokens.len() + step;
-                LaneInput { lane, start, tokens, want_logits: true }
+                LaneInput { lane, start, tokens, logits: 1 }
             })
             .collect();
         model.step(&inputs, &mut logits).expect("the step succeeds");

@@ -131,7 +131,7 @@ fn start_node(precision: &str) -> Running {
     let place = Place::new();
     let source = fs::canonicalize(model_file()).expect("the model was fetched");
     let config = format!(
-        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\ncontext_tokens = {LANE_TOKENS}\n",
+        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\ncontext_tokens = {LANE_TOKENS}\nkept_tokens = 0\n",
         source.display()
     );
     let config = place.file("parlance.toml", config);

@@ -12,6 +12,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::{Limits, ModelMemory};
+use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
 use super::{
@@ -237,7 +238,7 @@ impl Reader {
         None
     }
 
-    /// One of several words, the usual one where the key is not set.
+    /// A word of a model's section; the default where it is not given, or unknown, which is told.
     fn model_choice<T: FromStr<Err: Display> + Default>(&mut self, name: &str, key: &str) -> T {
         let path = ["models", name, key].map(str::to_owned).to_vec();
         let Some(Raw::Text(text)) = self.settings.get(&path).map(|setting| setting.raw.clone()) else {
@@ -261,8 +262,11 @@ impl Reader {
         let replicas = self.model_integer(name, "replicas", 1..=64).unwrap_or(1);
         let lanes = self.model_integer(name, "lanes", 1..=1_024);
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
+        let cache_tokens = self.model_integer(name, "cache_tokens", 64..=1 << 30);
+        let kept_tokens = self.model_integer(name, "kept_tokens", 0..=1 << 30);
         let precision = self.model_choice::<Precision>(name, "precision");
         let device = self.model_choice::<DeviceChoice>(name, "device");
+        let speculation = self.model_choice::<Speculation>(name, "speculation");
         let pinned = raw(self, "pinned") == Some(Raw::Flag(true));
         let preload = raw(self, "preload") != Some(Raw::Flag(false));
         if pinned && !preload {
@@ -282,9 +286,19 @@ impl Reader {
                 ));
                 None
             }
-            Ok(source) => {
-                Some(ModelConfig { source, replicas, pinned, preload, device, precision, lanes, context_tokens })
-            }
+            Ok(source) => Some(ModelConfig {
+                source,
+                replicas,
+                pinned,
+                preload,
+                device,
+                precision,
+                lanes,
+                context_tokens,
+                cache_tokens,
+                kept_tokens,
+                speculation,
+            }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));
                 None

@@ -16,6 +16,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::{Limits, ModelMemory};
+use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
 use self::layers::Layers;
@@ -104,6 +105,11 @@ pub(crate) struct ModelConfig {
     pub(crate) lanes: Option<usize>,
     /// The longest sequence, if not the model's default.
     pub(crate) context_tokens: Option<usize>,
+    /// Tokens in memory at once, of all sequences, if not the model's default.
+    pub(crate) cache_tokens: Option<usize>,
+    /// Tokens that stay in memory for later requests, if not the engine's default.
+    pub(crate) kept_tokens: Option<usize>,
+    pub(crate) speculation: Speculation,
 }
 
 impl ModelConfig {
@@ -118,6 +124,9 @@ impl ModelConfig {
             precision: Precision::default(),
             lanes: None,
             context_tokens: None,
+            cache_tokens: None,
+            kept_tokens: None,
+            speculation: Speculation::default(),
         }
     }
 }

@@ -29,6 +29,9 @@ fn rows(config: &Config) -> Vec<Row> {
         rows.push((section.clone(), "precision", json!(model.precision.to_string())));
         rows.push((section.clone(), "lanes", json!(model.lanes)));
         rows.push((section.clone(), "context_tokens", json!(model.context_tokens)));
+        rows.push((section.clone(), "cache_tokens", json!(model.cache_tokens)));
+        rows.push((section.clone(), "kept_tokens", json!(model.kept_tokens)));
+        rows.push((section.clone(), "speculation", json!(model.speculation.to_string())));
         rows.push((section.clone(), "replicas", json!(model.replicas)));
         rows.push((section.clone(), "pinned", json!(model.pinned)));
         rows.push((section, "preload", json!(model.preload)));

@@ -129,12 +129,12 @@ fn loader(name: &str, weights: Weights, model: &ModelConfig) -> Result<(LoadMode
             Ok((Arc::new(load), 0))
         }
         Weights::File { path, .. } => {
-            let options = options(name, model);
+            let (options, engine) = (options(name, model), engine_options(model));
             let kind = kind_of(&path)?;
             check_embeds(name, kind, model)?;
             let footprint = parlance_inference_model::inspect(&path, &options).map_err(|error| unusable(&error))?;
             let load = move |progress: Report<'_>| match kind {
-                ModelKind::Chat => load_chat(&path, &options, progress),
+                ModelKind::Chat => load_chat(&path, &options, engine, progress),
                 ModelKind::Embedding => load_embedding(&path, &options, progress),
             };
             Ok((Arc::new(load), footprint.total()))
@@ -180,15 +180,26 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
         precision: model.precision,
         lanes: model.lanes.unwrap_or(usual.lanes),
         context_tokens: model.context_tokens.map_or(usual.context_tokens, |tokens| tokens as u32),
+        cache_tokens: model.cache_tokens,
         ..usual
     }
 }
 
-fn load_chat(path: &Path, options: &LoadOptions, progress: Report<'_>) -> Result<ModelReplica, String> {
+fn engine_options(model: &ModelConfig) -> EngineOptions {
+    EngineOptions { kept_tokens: model.kept_tokens, speculation: model.speculation, ..EngineOptions::default() }
+}
+
+fn load_chat(
+    path: &Path,
+    options: &LoadOptions,
+    engine: EngineOptions,
+    progress: Report<'_>,
+) -> Result<ModelReplica, String> {
     let loaded = load(path, options, &|at| progress(reported(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
-    tracing::info!(model = %options.name, numerics, weight_bytes = loaded.model.weight_bytes(), "model loaded");
-    let engine = Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions::default());
+    let (weight_bytes, cache_bytes) = (loaded.model.weight_bytes(), loaded.model.cache_bytes());
+    tracing::info!(model = %options.name, numerics, weight_bytes, most_cache_bytes = cache_bytes, "model loaded");
+    let engine = Engine::start(Box::new(loaded.model), loaded.codec, engine);
     // The first reply in JSON shall not wait for the tables of the whole vocabulary.
     if let Err(error) = engine.compile(ANY_OBJECT) {
         tracing::warn!(model = %options.name, %error, "no replies in JSON");

@@ -4,7 +4,7 @@ use std::sync::mpsc::sync_channel;
 
 use super::*;
 use crate::{
-    Finish, GenerateEvent, LaneInput,
+    Block, BlockCopy, Finish, GenerateEvent, Lane, LaneInput,
     fake::{Ear, FakeCodec, FakeModel, Heard, MAKES_PANIC, MAKES_STOP, VOCABULARY, expected, request},
 };
 
@@ -30,6 +30,22 @@ impl TokenModel for Gated {
 
     fn vocabulary(&self) -> usize {
         self.model.vocabulary()
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.model.block_tokens()
+    }
+
+    fn blocks(&self) -> usize {
+        self.model.blocks()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.model.place(lane, blocks);
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.model.copy(copy);
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {

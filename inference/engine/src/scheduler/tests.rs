@@ -1,6 +1,8 @@
 //! The scheduler over a model whose logits are a hash of each lane's cache: any mix-up shows in the answer.
 
+mod prefixes;
 mod probabilities;
+mod speculation;
 
 use std::{cell::Cell, collections::HashMap};
 
@@ -8,8 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    CancelHandle, Finish, GenerateRequest, ReplicaLoad,
-    fake::{Ear, FakeCodec, FakeModel, MAKES_ERROR, MAKES_NAN, MAKES_PANIC, MAKES_STOP, VOCABULARY, expected, request},
+    CancelHandle, Finish, GenerateRequest, ReplicaLoad, Sampling, TokenId,
+    fake::{BLOCK, Ear, FakeCodec, FakeModel, MAKES_ERROR, MAKES_NAN, MAKES_PANIC, MAKES_STOP, expected, request},
     random,
 };
 
@@ -25,11 +27,22 @@ struct Harness {
 
 impl Harness {
     fn new(lanes: usize, options: EngineOptions) -> Self {
+        Self::over(FakeModel::new(lanes, CONTEXT), options)
+    }
+
+    /// One that never guesses ahead.
+    fn over(model: FakeModel, options: EngineOptions) -> Self {
+        let options = EngineOptions { speculation: Speculation::Off, ..options };
+        Self::guessing(model, options)
+    }
+
+    /// One that guesses ahead as the options say.
+    fn guessing(model: FakeModel, options: EngineOptions) -> Self {
         let metrics = Arc::new(ReplicaMetrics::new("fake"));
         let load = Load::new(metrics.clone());
-        let shape = ModelShape { lanes, context_tokens: CONTEXT, vocabulary: VOCABULARY };
+        let shape = ModelShape::of(&model);
         let scheduler = Scheduler::new(shape, FakeCodec::new(CONTEXT), options, metrics, load.clone());
-        Self { scheduler, model: FakeModel::new(lanes, CONTEXT), load, now: Instant::now() }
+        Self { scheduler, model, load, now: Instant::now() }
     }
 
     fn submit(&mut self, request: GenerateRequest) -> (Ear, CancelHandle) {
@@ -63,14 +76,12 @@ impl Harness {
     }
 
     fn check(&self) {
-        let mut held: Vec<_> = self.scheduler.running.iter().map(|running| running.lane).collect();
-        held.sort_unstable();
-        assert_eq!(held, self.scheduler.lanes.running().collect::<Vec<_>>(), "lanes leak");
+        let held: Vec<_> = self.scheduler.running.iter().map(|running| &running.sequence).collect();
+        self.scheduler.pool.check(&held);
         assert_eq!((self.load.now().running, self.scheduler.queue.running()), (held.len(), held.len()));
         if let Some(last) = self.model.steps.last() {
-            let decoding = last.iter().filter(|(_, tokens)| *tokens == 1).count();
             let tokens: usize = last.iter().map(|(_, tokens)| tokens).sum();
-            assert!(tokens <= self.scheduler.options.step_tokens.max(decoding + 1), "{tokens} tokens in a step");
+            assert!(tokens <= self.scheduler.options.step_tokens.max(last.len()), "{tokens} tokens in a step");
         }
     }
 }
@@ -124,10 +135,13 @@ proptest! {
     fn answers_do_not_depend_on_company(
         requests in prop::collection::vec(requests(), 1..14),
         lanes in 1usize..5,
+        blocks in CONTEXT / BLOCK..100,
+        kept_tokens in prop_oneof![Just(None), (0usize..400).prop_map(Some)],
         step_tokens in 1usize..140,
         prefill_chunk in 1usize..140,
     ) {
-        let mut harness = Harness::new(lanes, options(step_tokens, prefill_chunk));
+        let options = EngineOptions { kept_tokens, ..options(step_tokens, prefill_chunk) };
+        let mut harness = Harness::over(FakeModel::with_blocks(lanes, CONTEXT, blocks), options);
         let mut ears = Vec::new();
         for step in 0..30 {
             for (_, request) in requests.iter().filter(|(arrives, _)| *arrives == step) {
@@ -142,29 +156,6 @@ proptest! {
             prop_assert!(ear.is_dropped());
         }
         prop_assert_eq!(harness.load.now(), ReplicaLoad::default());
-    }
-}
-
-#[test]
-fn the_next_turn_computes_only_what_is_new() {
-    let mut harness = Harness::new(3, EngineOptions::default());
-    let first = GenerateRequest { affinity: 7, ..long_request(50) };
-    let (ear, _) = harness.submit(first.clone());
-    harness.run();
-    let mut tokens = [first.prompt.tokens.clone(), ear.heard().ids].concat();
-    tokens.extend(prompt(99, 10));
-    let next =
-        |tenant: &str, affinity| GenerateRequest { tenant: tenant.into(), affinity, ..request(tokens.clone(), 5) };
-    // The reply's last token was never computed; everything else is there. Others find nothing, whoever they are.
-    for (tenant, affinity, cached) in [("u", 7, 0), ("t", 8, 0), ("t", 0, 0), ("t", 7, 89)] {
-        // The conversation's own turn keeps its lane the youngest but for those that had to take another.
-        let (ear, _) = harness.submit(next(tenant, affinity));
-        harness.run();
-        let expected = expected(&next(tenant, affinity), CONTEXT);
-        assert_eq!((ear.heard().essence(), ear.heard().cached()), (expected.essence(), cached), "{tenant} {affinity}");
-        let (again, _) = harness.submit(GenerateRequest { affinity: 7, ..request(first.prompt.tokens.clone(), 40) });
-        harness.run();
-        assert_eq!(again.heard().cached(), 49);
     }
 }
 
@@ -375,7 +366,7 @@ enum Fate {
 
 #[test]
 fn nothing_leaks_in_a_hundred_thousand_random_operations() {
-    let mut harness = Harness::new(4, options(32, 8));
+    let mut harness = Harness::over(FakeModel::with_blocks(4, CONTEXT, 60), options(32, 8));
     let mut requests: HashMap<u64, (Fate, GenerateRequest, Ear, CancelHandle)> = HashMap::new();
     let mut ended = HashMap::<&str, u32>::new();
     for operation in 0..100_000u64 {

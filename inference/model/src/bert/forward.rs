@@ -3,7 +3,7 @@
 use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
     Output, Scratch,
-    attention::{self, HeadCache, KEY_BLOCK, write_key},
+    attention::{self, HeadCache, Heads, KEY_BLOCK, Row, attend_batch, write_key},
     elementwise, team,
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Workspace {
 struct Spread {
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// 0, 1, 2, …: the blocks of a head of a text lie one after the other.
+    blocks: Vec<u32>,
 }
 
 /// One step over `texts`, none of them empty.
@@ -49,8 +51,15 @@ struct Span {
     /// Its first row.
     begin: usize,
     length: usize,
-    /// Where its keys begin, counted in positions: each text's take whole blocks.
+    /// Where its keys and values begin, counted in positions: each text's take whole blocks.
     keys_begin: usize,
+}
+
+impl Span {
+    /// Positions of its whole blocks.
+    fn positions(&self) -> usize {
+        self.length.next_multiple_of(KEY_BLOCK)
+    }
 }
 
 impl<'a> Forward<'a> {
@@ -152,34 +161,39 @@ fn copied(rows: &[f32], width: usize) -> impl Fn(usize, &mut [f32]) + Sync {
 impl Spread {
     fn fill(&mut self, qkv: &[f32], spans: &[Span], config: &BertConfig) {
         let (hidden, head) = (config.hidden, config.hidden / config.heads);
-        let positions = spans.last().map_or(0, |span| span.keys_begin + span.length.next_multiple_of(KEY_BLOCK));
-        // What lies behind a text in its last block is not read as a key; it only must be there.
+        let positions = spans.last().map_or(0, |span| span.keys_begin + span.positions());
+        let longest = spans.iter().map(Span::positions).max().unwrap_or(0);
+        // What lies behind a text in its last block is not read; it only must be there.
         self.keys.resize(positions * hidden, 0.0);
-        self.values.resize(qkv.len() / 3, 0.0);
+        self.values.resize(positions * hidden, 0.0);
+        self.blocks = (0..(longest / KEY_BLOCK) as u32).collect();
         for span in spans {
-            let blocks = span.length.next_multiple_of(KEY_BLOCK);
-            let keys = &mut self.keys[span.keys_begin * hidden..][..blocks * hidden];
-            let values = &mut self.values[span.begin * hidden..][..span.length * hidden];
+            let range = span.keys_begin * hidden..(span.keys_begin + span.positions()) * hidden;
+            let (keys, values) = (&mut self.keys[range.clone()], &mut self.values[range]);
             let rows = qkv[span.begin * 3 * hidden..][..span.length * 3 * hidden].chunks_exact(3 * hidden);
             for (position, row) in rows.enumerate() {
                 let (new_keys, new_values) = row[hidden..].split_at(hidden);
-                for (keys, key) in keys.chunks_exact_mut(blocks * head).zip(new_keys.chunks_exact(head)) {
-                    write_key(keys, position, key);
+                let (block, within) = (position / KEY_BLOCK * KEY_BLOCK * head, position % KEY_BLOCK);
+                for (keys, key) in keys.chunks_exact_mut(span.positions() * head).zip(new_keys.chunks_exact(head)) {
+                    write_key(&mut keys[block..][..KEY_BLOCK * head], within, key);
                 }
-                for (values, value) in values.chunks_exact_mut(span.length * head).zip(new_values.chunks_exact(head)) {
+                for (values, value) in
+                    values.chunks_exact_mut(span.positions() * head).zip(new_values.chunks_exact(head))
+                {
                     values[position * head..][..head].copy_from_slice(value);
                 }
             }
         }
     }
 
-    fn head<'a>(&'a self, span: Span, number: usize, hidden: usize, head: usize) -> HeadCache<'a> {
-        let blocks = span.length.next_multiple_of(KEY_BLOCK);
+    fn head<'a>(&'a self, span: &Span, number: usize, hidden: usize, head: usize) -> HeadCache<'a> {
+        let size = span.positions() * head;
+        let begin = span.keys_begin * hidden + number * size;
         HeadCache {
-            keys: &self.keys[span.keys_begin * hidden + number * blocks * head..][..blocks * head],
-            values: &self.values[span.begin * hidden + number * span.length * head..][..span.length * head],
+            keys: &self.keys[begin..][..size],
+            values: &self.values[begin..][..size],
+            blocks: &self.blocks[..span.positions() / KEY_BLOCK],
             dimension: head,
-            first: 0,
         }
     }
 }
@@ -187,32 +201,11 @@ impl Spread {
 /// Attention of every row over all rows of its own text.
 fn attend(qkv: &[f32], spans: &[Span], spread: &Spread, config: &BertConfig, out: &mut [f32]) {
     let (hidden, head) = (config.hidden, config.hidden / config.heads);
-    team::each_chunk(out, ROWS_PER_TASK * hidden, |number, out| {
-        let (mut row, end) = (number * ROWS_PER_TASK, number * ROWS_PER_TASK + out.len() / hidden);
-        let (mut scores, mut queries, mut attended) = (Vec::new(), Vec::new(), vec![0.0; out.len() / config.heads]);
-        while row < end {
-            let span = spans[spans.partition_point(|span| span.begin <= row) - 1];
-            let count = end.min(span.begin + span.length) - row;
-            for number in 0..config.heads {
-                // To the kernel, the rows' queries are those of as many heads that share one cache.
-                queries.clear();
-                for row in row..row + count {
-                    queries.extend_from_slice(&qkv[row * 3 * hidden + number * head..][..head]);
-                }
-                let attended = &mut attended[..count * head];
-                attention::attend(
-                    &queries,
-                    spread.head(span, number, hidden, head),
-                    span.length,
-                    &mut scores,
-                    attended,
-                );
-                let begin = row - (end - out.len() / hidden);
-                for (row, attended) in (begin..).zip(attended.chunks_exact(head)) {
-                    out[row * hidden + number * head..][..head].copy_from_slice(attended);
-                }
-            }
-            row += count;
-        }
-    });
+    let heads = Heads { count: config.heads, group: 1, dimension: head };
+    let rows_of = |(lane, span): (usize, &Span)| {
+        std::iter::repeat_n(Row { lane, span: attention::Span { first: 0, end: span.length } }, span.length)
+    };
+    let rows: Vec<Row> = spans.iter().enumerate().flat_map(rows_of).collect();
+    let cache = |text: usize, number| spread.head(&spans[text], number, hidden, head);
+    attend_batch((qkv, 3 * hidden), heads, &rows, cache, out);
 }

@@ -1,6 +1,6 @@
 //! The shapes that a device computes: few, so that every kernel can be compiled and tuned before the first request.
 
-use super::kv::BLOCK_TOKENS;
+use crate::blocks::BLOCK_TOKENS;
 
 /// Tokens of one lane in one pass: one decoded, a handful drafted, a chunk of a prompt, a whole step's budget.
 const TOKENS: [usize; 4] = [1, 8, 64, 256];
@@ -39,11 +39,6 @@ impl Buckets {
     /// For `lanes` sequences of `context` tokens, which must be at least 1 and far from overflowing.
     pub(super) fn new(lanes: usize, context: usize) -> Self {
         Self { lanes: lanes.next_power_of_two(), positions: context.next_multiple_of(BLOCK_TOKENS) }
-    }
-
-    /// Positions of a lane.
-    pub(super) fn positions(&self) -> usize {
-        self.positions
     }
 
     /// The numbers of tokens, ascending. The last is the most that one lane computes in one pass.

@@ -1,12 +1,13 @@
 //! The keys and values of all lanes as tensors on the device, in blocks, written where they lie.
 
 use burn::tensor::{DType, Device, FloatDType, IndexingUpdateOp, Int, Tensor};
-use parlance_inference_engine::Lane;
+use parlance_inference_engine::{BlockCopy, Lane};
 
-use crate::{ModelError, config::LlamaConfig};
-
-/// Positions of a block.
-pub(super) const BLOCK_TOKENS: usize = 32;
+use crate::{
+    ModelError,
+    blocks::{BLOCK_TOKENS, BlockTables, Capacity},
+    config::LlamaConfig,
+};
 
 /// The cache: a key and a value tensor per layer, `[slots, BLOCK_TOKENS, head]`.
 ///
@@ -17,8 +18,7 @@ pub(super) const BLOCK_TOKENS: usize = 32;
 pub(super) struct KvTensors {
     /// Empty, which stands for zeros, until the first write and where a panic cut one short.
     layers: Vec<[Option<Tensor<3>>; 2]>,
-    /// The blocks of each lane, in order of their positions.
-    tables: Vec<Vec<usize>>,
+    pub(super) tables: BlockTables,
     heads: usize,
     shape: [usize; 3],
     dtype: FloatDType,
@@ -26,27 +26,28 @@ pub(super) struct KvTensors {
 }
 
 impl KvTensors {
-    /// Zeros for `lanes` sequences of `positions` tokens, a multiple of [`BLOCK_TOKENS`]. The first pass takes the memory.
+    /// Zeros. The first pass takes the memory.
     ///
     /// # Errors
     ///
     /// [`ModelError::Capacity`] if that is more than memory can be; a device that has less says so later.
     pub(super) fn new(
         config: &LlamaConfig,
-        lanes: usize,
-        positions: usize,
+        capacity: Capacity,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let per_lane = positions / BLOCK_TOKENS;
-        let slots = lanes.checked_mul(per_lane * config.kv_heads).and_then(|slots| slots.checked_add(1));
+        let blocks = capacity.blocks();
+        let slots = blocks.and_then(|blocks| (blocks * config.kv_heads).checked_add(1));
         let bytes = slots.and_then(|slots| slots.checked_mul(2 * config.layers * BLOCK_TOKENS * config.head * 4));
-        let (Some(slots), Some(_)) = (slots, bytes.filter(|&bytes| bytes <= isize::MAX as usize)) else {
+        let (Some(blocks), Some(slots), Some(_)) = (blocks, slots, bytes.filter(|&bytes| bytes <= isize::MAX as usize))
+        else {
+            let Capacity { lanes, tokens, .. } = capacity;
             let problem =
-                format!("the keys and values of {lanes} lanes of {positions} tokens are more than memory can be");
+                format!("the keys and values of {tokens} tokens in {lanes} lanes are more than memory can be");
             return Err(ModelError::Capacity { problem });
         };
-        let tables = (0..lanes).map(|lane| (lane * per_lane..(lane + 1) * per_lane).collect()).collect();
+        let tables = BlockTables::new(capacity, blocks);
         let layers = std::iter::repeat_with(|| [None, None]).take(config.layers).collect();
         let (heads, shape) = (config.kv_heads, [slots, BLOCK_TOKENS, config.head]);
         Ok(Self { layers, tables, heads, shape, dtype, device: device.clone() })
@@ -79,8 +80,23 @@ impl KvTensors {
     }
 
     fn slot(&self, lane: Option<Lane>, block: usize, head: usize) -> usize {
-        let block = lane.and_then(|lane| self.tables[lane].get(block));
-        block.map_or(self.shape[0] - 1, |block| block * self.heads + head)
+        let block = lane.and_then(|lane| self.tables.of(lane).get(block));
+        block.map_or(self.shape[0] - 1, |block| *block as usize * self.heads + head)
+    }
+
+    /// Copies a block, of which only the beginning matters.
+    pub(super) fn copy(&mut self, copy: BlockCopy) {
+        let slots = |block: u32| block as usize * self.heads..(block as usize + 1) * self.heads;
+        let from = Tensor::<1, Int>::arange(slots(copy.from).start as i64..slots(copy.from).end as i64, &self.device);
+        let [_, positions, head] = self.shape;
+        for kept in self.layers.iter_mut().flatten() {
+            *kept = kept.take().map(|tensor| {
+                // A copy of its own, so that nobody else holds the tensor while it is written.
+                let block = tensor.clone().select(0, from.clone());
+                tensor.slice_assign([slots(copy.to), 0..positions, 0..head], block)
+            });
+        }
+        self.tables.copied(copy);
     }
 
     /// Keeps keys and values of one layer, `[rows · heads, head]`, at `places`, `[rows · heads, 2]`: slot and position.

@@ -14,7 +14,7 @@ mod plan;
 mod weights;
 
 use burn::tensor::{Device, FloatDType, StreamId, Tensor};
-use parlance_inference_engine::{EngineError, LaneInput, TokenModel};
+use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
 
 use self::{
     buckets::{Buckets, Shape},
@@ -25,6 +25,7 @@ use self::{
 };
 use crate::{
     ModelError,
+    blocks::{BLOCK_TOKENS, Capacity},
     config::LlamaConfig,
     llama::{check_inputs, failed},
     rope::Rope,
@@ -41,8 +42,7 @@ pub(crate) struct TensorOptions {
     pub(crate) device: Device,
     /// What weights and cache are kept in, and products computed.
     pub(crate) dtype: FloatDType,
-    pub(crate) lanes: usize,
-    pub(crate) context: usize,
+    pub(crate) capacity: Capacity,
 }
 
 /// A model on a device, with the keys and values of its lanes.
@@ -52,8 +52,6 @@ pub struct TensorModel {
     cache: KvTensors,
     buckets: Buckets,
     context: usize,
-    /// How many positions of each lane are written.
-    filled: Vec<usize>,
     /// Whether a step began and did not end well: the cache may hold anything.
     is_spoilt: bool,
     /// burn queues operations by thread, and waits wherever a tensor of one queue is used in another. The model is loaded on other threads
@@ -77,17 +75,18 @@ impl TensorModel {
         options: TensorOptions,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let TensorOptions { device, dtype, lanes, context } = options;
+        let TensorOptions { device, dtype, capacity } = options;
+        let Capacity { lanes, context, .. } = capacity;
         let stream = new_stream();
         let buckets = Buckets::new(lanes.min(isize::MAX as usize), context);
-        let cache = KvTensors::new(&config, lanes, buckets.positions(), dtype, &device)?;
+        let cache = KvTensors::new(&config, capacity, dtype, &device)?;
         let matrix = |rows: &Rows<'_>| stream.executes(|| weights::matrix(rows, dtype, &device));
         let weights = Weights::read(tensors, &config, &matrix, progress)?;
         stream.executes(|| {
             let weights = TensorWeights::new(weights, &device);
             let rope = RopeTensors::new(&Rope::new(&config.rope, config.head, context), &device);
             let network = Network { config, weights, rope, dtype, device };
-            Ok(Self { network, cache, buckets, context, filled: vec![0; lanes], is_spoilt: false, stream })
+            Ok(Self { network, cache, buckets, context, is_spoilt: false, stream })
         })
     }
 
@@ -105,6 +104,7 @@ impl TensorModel {
                     self.read_logits(self.network.logits(hidden.clone(), vec![0; count]))?;
                 }
             }
+            self.cache.copy(BlockCopy { from: 0, to: 0, positions: 0 });
             Ok(shapes.len())
         })
     }
@@ -133,7 +133,7 @@ impl TensorModel {
         logits.clear();
         let vocabulary = self.network.config.vocabulary;
         self.forget_if_spoilt();
-        check_inputs(inputs, &self.filled, self.context, vocabulary)?;
+        check_inputs(inputs, &self.cache.tables, self.context, vocabulary)?;
         let stream = self.stream;
         stream.executes(|| {
             self.is_spoilt = true;
@@ -142,7 +142,8 @@ impl TensorModel {
                 self.run(&pass, logits)?;
             }
             self.is_spoilt = false;
-            inputs.iter().for_each(|input| self.filled[input.lane] = input.start + input.tokens.len());
+            let tables = &mut self.cache.tables;
+            inputs.iter().for_each(|input| tables.fill(input.lane, input.start, input.start + input.tokens.len()));
             Ok(())
         })
     }
@@ -188,7 +189,7 @@ impl TensorModel {
     fn forget_if_spoilt(&mut self) {
         if std::mem::take(&mut self.is_spoilt) {
             self.cache.clear();
-            self.filled.fill(0);
+            self.cache.tables.forget();
         }
     }
 }
@@ -200,7 +201,24 @@ fn new_stream() -> StreamId {
 
 impl TokenModel for TensorModel {
     fn lanes(&self) -> usize {
-        self.filled.len()
+        self.cache.tables.lanes()
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.tables.blocks()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.cache.tables.place(lane, blocks);
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        let stream = self.stream;
+        stream.executes(|| self.cache.copy(copy));
     }
 
     fn context_tokens(&self) -> usize {
@@ -212,6 +230,6 @@ impl TokenModel for TensorModel {
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        self.compute(inputs, |input| usize::from(input.want_logits), logits)
+        self.compute(inputs, |input| input.logits, logits)
     }
 }

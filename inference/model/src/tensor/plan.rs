@@ -105,9 +105,9 @@ mod tests {
     #[test]
     fn tokens_that_are_decoded_go_together_and_a_chunk_alone() {
         let tokens = [7; 64];
-        let input = |lane, start, count, want_logits| LaneInput { lane, start, tokens: &tokens[..count], want_logits };
-        let inputs = [input(4, 200, 1, true), input(2, 0, 60, false), input(9, 300, 1, true), input(1, 5, 1, true)];
-        let wanted = |input: &LaneInput<'_>| usize::from(input.want_logits);
+        let input = |lane, start, count, logits| LaneInput { lane, start, tokens: &tokens[..count], logits };
+        let inputs = [input(4, 200, 1, 1), input(2, 0, 60, 0), input(9, 300, 1, 1), input(1, 5, 1, 1)];
+        let wanted = |input: &LaneInput<'_>| input.logits;
         let decoded = vec![(4, 200, 1, 0..1), (9, 300, 1, 1..2), (1, 5, 1, 2..3)];
         assert_eq!(
             seen(&inputs, wanted),
@@ -122,8 +122,8 @@ mod tests {
     fn a_long_input_is_cut_and_keeps_the_order_of_its_rows() {
         let tokens = [7; 600];
         let inputs = [
-            LaneInput { lane: 0, start: 0, tokens: &tokens[..3], want_logits: true },
-            LaneInput { lane: 1, start: 10, tokens: &tokens, want_logits: true },
+            LaneInput { lane: 0, start: 0, tokens: &tokens[..3], logits: 1 },
+            LaneInput { lane: 1, start: 10, tokens: &tokens, logits: 1 },
         ];
         let passes = seen(&inputs, |input| input.tokens.len().min(400));
         let parts: Vec<_> = passes.into_iter().flat_map(|(_, parts)| parts).collect();
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn rows_are_found_behind_the_padding() {
         let tokens = [7; 8];
-        let input = |lane, count| LaneInput { lane, start: 0, tokens: &tokens[..count], want_logits: true };
+        let input = |lane, count| LaneInput { lane, start: 0, tokens: &tokens[..count], logits: 1 };
         let passes = passes(&[input(3, 5), input(0, 2)], |_| 2, &Buckets::new(4, 64));
         assert_eq!(passes.len(), 1);
         assert_eq!(passes[0].wanted().collect::<Vec<_>>(), [(3, 0), (4, 1), (8, 2), (9, 3)]);

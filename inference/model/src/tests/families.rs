@@ -73,7 +73,7 @@ fn load_directory(directory: &tempfile::TempDir, lanes: usize) -> LoadedModel {
 pub(super) fn difference(name: &str, model: &mut Model) -> f32 {
     let mut worst = 0.0_f32;
     for prompt in expected(name) {
-        let input = LaneInput { lane: 0, start: 0, tokens: &prompt.tokens, want_logits: true };
+        let input = LaneInput { lane: 0, start: 0, tokens: &prompt.tokens, logits: 1 };
         let found = all_rows(model, &[input]);
         assert_eq!(found.len(), prompt.rows.len());
         for (found, exact) in found.iter().flatten().zip(prompt.rows.iter().flatten()) {
@@ -95,12 +95,12 @@ fn every_family_gives_the_same_bits_in_ragged_batches() {
     for name in NAMES {
         let mut model = load_directory(&assembled(name), 3).model;
         let prompt = &expected(name)[2].tokens;
-        let alone = all_rows(&mut model, &[LaneInput { lane: 0, start: 0, tokens: prompt, want_logits: true }]);
+        let alone = all_rows(&mut model, &[LaneInput { lane: 0, start: 0, tokens: prompt, logits: 1 }]);
         for chunk in [1, 7, 33] {
             let mut rows = Vec::new();
             for (number, tokens) in prompt.chunks(chunk).enumerate() {
-                let beside = LaneInput { lane: 2, start: 0, tokens: &prompt[number % 5..][..9], want_logits: true };
-                let input = LaneInput { lane: 1, start: number * chunk, tokens, want_logits: true };
+                let beside = LaneInput { lane: 2, start: 0, tokens: &prompt[number % 5..][..9], logits: 1 };
+                let input = LaneInput { lane: 1, start: number * chunk, tokens, logits: 1 };
                 rows.extend(all_rows(&mut model, &[beside, input]).into_iter().skip(9));
             }
             assert_eq!(rows, alone, "{name}, chunks of {chunk}");

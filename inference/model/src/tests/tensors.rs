@@ -2,7 +2,7 @@
 //! and CUDA with the feature, by `make test-wgpu` and `make test-cuda`.
 #![expect(clippy::print_stdout, reason = "how far the logits are apart is part of the result")]
 
-use parlance_inference_engine::{EngineError, LaneInput, TextCodec as _, TokenModel as _};
+use parlance_inference_engine::{BlockCopy, EngineError, LaneInput, TextCodec as _, TokenModel as _};
 
 use super::{
     all_rows,
@@ -65,7 +65,7 @@ fn ragged_rows(name: &str, model: &mut Model) -> Vec<(Vec<f32>, Vec<f32>)> {
         let input = |lane: usize| {
             let (tokens, start) = (&prompts[lane].tokens, done[lane]);
             let end = tokens.len().min(start + [5, 1, 9][lane]);
-            LaneInput { lane, start, tokens: &tokens[start..end], want_logits: true }
+            LaneInput { lane, start, tokens: &tokens[start..end], logits: 1 }
         };
         let inputs: Vec<_> = (0..3).map(input).filter(|input| !input.tokens.is_empty()).collect();
         if inputs.is_empty() {
@@ -84,7 +84,7 @@ fn neighbours_change_nothing(device: DeviceChoice) {
     let mut model = family("qwen3", &on(device, Precision::Auto, 4)).model;
     let tokens = &expected("qwen3")[2].tokens;
     let mut beside = |first: &[u32], second: &[u32]| {
-        let input = |lane, tokens| LaneInput { lane, start: 0, tokens, want_logits: true };
+        let input = |lane, tokens| LaneInput { lane, start: 0, tokens, logits: 1 };
         all_rows(&mut model, &[input(2, &tokens[..7]), input(0, first), input(3, second)])[..7].to_vec()
     };
     let one = beside(&tokens[1..7], &tokens[2..4]);
@@ -109,6 +109,27 @@ fn lanes_are_padded_and_not_mixed() {
 }
 
 #[test]
+fn blocks_are_shared_and_copied_on_devices_too() {
+    let mut model = family("llama2", &on(DeviceChoice::CpuTensors, Precision::F32, 3)).model;
+    let prompt = &expected("llama2")[2];
+    let ask = |model: &mut Model, lane, start: usize, end: usize| {
+        let input = LaneInput { lane, start, tokens: &prompt.tokens[start..end], logits: 1 };
+        let mut row = Vec::new();
+        model.step(&[input], &mut row).expect("the step succeeds");
+        assert!(largest_difference(&row, &prompt.rows[end - 1]) <= TOLERANCE, "lane {lane}, {start} to {end}");
+    };
+    model.place(0, &[5, 1]);
+    ask(&mut model, 0, 0, 39);
+    model.place(1, &[5, 3]);
+    model.copy(BlockCopy { from: 1, to: 3, positions: 4 });
+    ask(&mut model, 1, 36, 38);
+    model.place(2, &[0, 2]);
+    model.copy(BlockCopy { from: 5, to: 0, positions: 20 });
+    ask(&mut model, 2, 20, 37);
+    ask(&mut model, 0, 39, 40);
+}
+
+#[test]
 fn tensors_have_numerics_and_sizes_of_their_own() {
     let of = |precision| {
         let loaded = family("llama3", &on(DeviceChoice::CpuTensors, precision, 2));
@@ -125,14 +146,14 @@ fn tensors_have_numerics_and_sizes_of_their_own() {
 fn what_a_failed_step_left_is_forgotten() {
     let mut model = family("mistral", &on(DeviceChoice::CpuTensors, Precision::Auto, 2)).model;
     let tokens = &expected("mistral")[2].tokens;
-    let whole = LaneInput { lane: 0, start: 0, tokens, want_logits: true };
+    let whole = LaneInput { lane: 0, start: 0, tokens, logits: 1 };
     let rows = all_rows(&mut model, &[whole]);
     let Model::Tensors(tensors) = &mut model else { panic!("another path") };
     tensors.spoil();
     assert_eq!(all_rows(&mut model, &[whole]), rows);
     let Model::Tensors(tensors) = &mut model else { panic!("another path") };
     tensors.spoil();
-    let continued = LaneInput { lane: 0, start: 5, tokens: &tokens[5..], want_logits: true };
+    let continued = LaneInput { lane: 0, start: 5, tokens: &tokens[5..], logits: 1 };
     let refused = model.step(&[continued], &mut Vec::new());
     assert!(refused.is_err(), "what was before position 5 is gone");
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::{
     Block, BlockCopy, ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Lane, LaneInput,
-    PreparedPrompt, ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
+    PreparedPrompt, Priority, ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
     sampling::{Occurrences, Sampler},
 };
 
@@ -182,6 +182,8 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     }
 }
 

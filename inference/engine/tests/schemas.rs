@@ -10,8 +10,8 @@ use std::{
 
 use parlance_inference_engine::{
     Block, BlockCopy, ChatMessage, Engine, EngineError, EngineOptions, EngineReplica, Finish, GenerateEvent,
-    GenerateRequest, Lane, LaneInput, PreparedPrompt, Replica, ReplicaInfo, Sampling, Speculation, TextCodec, TokenId,
-    TokenModel,
+    GenerateRequest, Lane, LaneInput, PreparedPrompt, Priority, Replica, ReplicaInfo, Sampling, Speculation, TextCodec,
+    TokenId, TokenModel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -233,6 +233,8 @@ fn ask(replica: &EngineReplica, schema: &Value, seed: u64, forced: &[TokenId]) -
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     };
     let (told, events) = mpsc::channel();
     replica.submit(request, Box::new(move |event| told.send(event).is_ok()))?;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use parlance_inference_engine::{
-    ChatMessage, ChatRole, Engine, EngineOptions, Finish, GenerateEvent, GenerateRequest, PromptBudget, Replica,
-    Sampling,
+    ChatMessage, ChatRole, Engine, EngineOptions, Finish, GenerateEvent, GenerateRequest, Priority, PromptBudget,
+    Replica, Sampling,
 };
 use parlance_inference_model::Precision;
 use serde_json::{Value, json};
@@ -31,6 +31,8 @@ fn ask(replica: &dyn Replica, text: &str, schema: Option<&Value>) -> (String, Fi
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     };
     let (told, events) = mpsc::channel();
     replica.submit(request, Box::new(move |event| told.send(event).is_ok())).expect("taken");

@@ -8,8 +8,8 @@ use std::{
 };
 
 use parlance_inference_engine::{
-    ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest, PromptBudget, Replica,
-    Sampling, TokenId, TokenUsage,
+    ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest, Priority,
+    PromptBudget, Replica, Sampling, TokenId, TokenUsage,
 };
 use parlance_inference_model::{LoadedModel, Precision};
 
@@ -61,6 +61,8 @@ fn start(engine: &EngineReplica, tenant: &str, messages: &[ChatMessage<'_>], max
         deadline: None,
         tenant: tenant.into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     };
     let (told, ended) = mpsc::channel();
     let heard = Arc::new(Mutex::new((Vec::new(), String::new())));

@@ -5,8 +5,8 @@ mod support;
 use std::{sync::mpsc, time::Duration};
 
 use parlance_inference_engine::{
-    ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest, PromptBudget, Replica,
-    Sampling, Speculation, TokenId,
+    ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest, Priority,
+    PromptBudget, Replica, Sampling, Speculation, TokenId,
 };
 use parlance_inference_model::{LoadedModel, Precision};
 
@@ -38,6 +38,8 @@ fn ask(engine: &EngineReplica, question: &str, sampling: Sampling) -> mpsc::Rece
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     };
     let (told, reply) = mpsc::channel();
     let mut tokens = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Sampling, TokenUsage,
+    Priority, Sampling, TokenUsage,
     fake::{Ear, Heard},
 };
 
@@ -27,6 +27,8 @@ fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
         deadline: None,
         tenant: "t".into(),
         affinity: 0,
+        priority: Priority::default(),
+        promised: false,
     }
 }
 

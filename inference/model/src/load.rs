@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use burn::tensor::DType;
-use parlance_inference_engine::{EngineError, LaneInput, ModelKind, ReplicaInfo, TokenModel};
+use parlance_inference_engine::{EngineError, LaneInput, ModelKind, ReplicaInfo, TokenId, TokenModel};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision, bert,
@@ -225,6 +225,11 @@ pub fn kind(source: &Path) -> Result<ModelKind, ModelError> {
     })
 }
 
+/// A text for a model's first steps.
+pub(crate) fn warm_up_tokens(context: usize, vocabulary: usize) -> Vec<TokenId> {
+    (0..WARM_UP_TOKENS.min(context)).map(|at| (at % vocabulary) as TokenId).collect()
+}
+
 /// Runs every shape where there are shapes, and prefills and decodes once, so that the first request finds all in place.
 fn warm_up(model: &mut Model) -> Result<(), ModelError> {
     if let Model::Tensors(tensors) = model {
@@ -232,10 +237,9 @@ fn warm_up(model: &mut Model) -> Result<(), ModelError> {
         let shapes = tensors.warm_up().map_err(ModelError::WarmUp)?;
         tracing::info!(shapes, seconds = begun.elapsed().as_secs_f64(), "every shape of a step is warm");
     }
-    let count = WARM_UP_TOKENS.min(model.context_tokens());
-    let tokens: Vec<_> = (0..count).map(|at| (at % model.vocabulary()) as u32).collect();
+    let tokens = warm_up_tokens(model.context_tokens(), model.vocabulary());
     let mut logits = Vec::new();
-    let (prompt, last) = tokens.split_at(count - 1);
+    let (prompt, last) = tokens.split_at(tokens.len() - 1);
     for (start, tokens) in [(0, prompt), (prompt.len(), last)] {
         if !tokens.is_empty() {
             let input = LaneInput { lane: 0, start, tokens, logits: 1 };

@@ -108,7 +108,7 @@ fn what_is_told_of_its_memory_is_what_the_weights_take() {
         let options = LoadOptions { precision, ..LoadOptions::new("all-minilm-l6-v2") };
         let told = inspect(Path::new(MODEL), &options).expect("it can be read");
         let takes = minilm(precision).model.weight_bytes() as u64;
-        assert!(told.weights.abs_diff(takes) < takes / 20, "{precision}: {told:?} for {takes}");
+        assert!(told.weights >= takes && told.weights < takes + takes / 10, "{precision}: {told:?} for {takes}");
         assert_eq!(told.cache, 0);
     }
 }

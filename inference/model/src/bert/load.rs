@@ -13,11 +13,10 @@ use crate::{
     DeviceChoice, LoadOptions, LoadProgress, LoadStage, ModelError,
     checkpoint::Checkpoint,
     hex,
+    load::warm_up_tokens,
+    precision::Numbers,
     tensors::{Naming, Tensors},
 };
-
-/// Tokens of the warm-up's text: enough that every kind of kernel runs.
-const WARM_UP_TOKENS: usize = 16;
 
 /// A model that is ready to embed.
 pub struct LoadedEmbedder {
@@ -38,7 +37,11 @@ impl Description<'_> {
     /// What the weights take in memory, in bytes, and how many tokens the vocabulary has.
     pub(crate) fn footprint(&self, options: &LoadOptions) -> (u64, usize) {
         let numbers = options.precision.of(&self.tensors);
-        (self.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(), self.config.vocabulary)
+        // No product takes the table of positions: it stays as it is.
+        let positions = [self.config.hidden, self.config.positions];
+        let kept = Numbers::F32.bytes(&positions).saturating_sub(numbers.bytes(&positions));
+        let weights: u64 = self.tensors.shapes().map(|shape| numbers.bytes(shape)).sum();
+        (weights + kept, self.config.vocabulary)
     }
 }
 
@@ -104,8 +107,7 @@ pub fn load_embedder(
     let codec = BertCodec::new(info, tokenizer?, config.vocabulary);
     let mut model = BertModel { pooling: sentence.pooling, weights: weights?, config, workspace: Workspace::default() };
     report(LoadStage::WarmUp, total_bytes);
-    let count = WARM_UP_TOKENS.min(model.config.context);
-    let tokens: Vec<_> = (0..count).map(|at| (at % model.config.vocabulary) as u32).collect();
+    let tokens = warm_up_tokens(model.config.context, model.config.vocabulary);
     model.embed(&[&tokens], &mut Vec::new()).map_err(ModelError::WarmUp)?;
     Ok(LoadedEmbedder { model, codec: Arc::new(codec) })
 }

@@ -9,7 +9,7 @@ use crate::simd::{LANES, Lanes, exp, fetch, fma, sum, vectorised};
 pub const KEY_BLOCK: usize = 2 * LANES;
 /// Dimensions of values that are summed side by side. The head dimension is a multiple of it.
 pub const VALUE_BLOCK: usize = 2 * LANES;
-/// Queries that share one pass over the keys and values: more than the registers hold sums of.
+/// Queries that share one pass over the keys and values at most: the sums of more do not fit the registers.
 const MAX_QUERIES: usize = 6;
 
 mod batch;
@@ -51,69 +51,47 @@ pub fn write_key(block: &mut [f32], position: usize, key: &[f32]) {
     }
 }
 
-/// Attends from queries over the cache of the head that they share: query heads of one position, or of several positions of one
-/// sequence.
-///
-/// `queries` and `out` hold the queries one after the other, and `spans` says what each attends to. While the values are summed, the
-/// keys of `next` are fetched from memory. `scores` is working space.
-fn attend(
-    queries: &[f32],
-    spans: &[Span],
-    cache: HeadCache<'_>,
-    next: Option<HeadCache<'_>>,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let size = MAX_QUERIES * cache.dimension;
-    let next = next.unwrap_or(HeadCache { blocks: &[], ..cache });
-    let groups = queries.chunks(size).zip(out.chunks_mut(size)).zip(spans.chunks(MAX_QUERIES));
-    for ((queries, out), spans) in groups {
-        attend_group(queries, spans, cache, next, scores, out);
+/// Queries over the cache of the head that they share: query heads of one position, or of several positions of one sequence.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    /// One after the other.
+    queries: &'a [f32],
+    /// What each of them attends to.
+    spans: &'a [Span],
+    cache: HeadCache<'a>,
+    /// Whose keys are fetched from memory meanwhile.
+    next: Option<HeadCache<'a>>,
+}
+
+/// Attends from any number of queries; `out` gets what each finds, and `scores` is working space.
+fn attend(pass: Pass<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    let size = MAX_QUERIES * pass.cache.dimension;
+    let groups = pass.queries.chunks(size).zip(pass.spans.chunks(MAX_QUERIES));
+    for ((queries, spans), out) in groups.zip(out.chunks_mut(size)) {
+        attend_group(Pass { queries, spans, ..pass }, scores, out);
     }
 }
 
-vectorised! {
-    fn attend_group(
-        queries: &[f32],
-        spans: &[Span],
-        cache: HeadCache<'_>,
-        next: HeadCache<'_>,
-        scores: &mut Vec<f32>,
-        out: &mut [f32],
-    ) = attend_any
-}
+vectorised! { fn attend_group(pass: Pass<'_>, scores: &mut Vec<f32>, out: &mut [f32]) = attend_any }
 
 #[inline(always)]
-fn attend_any(
-    queries: &[f32],
-    spans: &[Span],
-    cache: HeadCache<'_>,
-    next: HeadCache<'_>,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    match spans.len() {
-        1 => attend_queries::<1>(queries, spans, cache, next, scores, out),
-        2 => attend_queries::<2>(queries, spans, cache, next, scores, out),
-        3 => attend_queries::<3>(queries, spans, cache, next, scores, out),
-        4 => attend_queries::<4>(queries, spans, cache, next, scores, out),
-        5 => attend_queries::<5>(queries, spans, cache, next, scores, out),
-        _ => attend_queries::<MAX_QUERIES>(queries, spans, cache, next, scores, out),
+fn attend_any(pass: Pass<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    match pass.spans.len() {
+        1 => attend_queries::<1>(pass, scores, out),
+        2 => attend_queries::<2>(pass, scores, out),
+        3 => attend_queries::<3>(pass, scores, out),
+        4 => attend_queries::<4>(pass, scores, out),
+        5 => attend_queries::<5>(pass, scores, out),
+        _ => attend_queries::<MAX_QUERIES>(pass, scores, out),
     }
 }
 
 #[inline(always)]
-fn attend_queries<const QUERIES: usize>(
-    queries: &[f32],
-    spans: &[Span],
-    cache: HeadCache<'_>,
-    next: HeadCache<'_>,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
+fn attend_queries<const QUERIES: usize>(pass: Pass<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    let Pass { queries, spans, cache, next } = pass;
     let first = spans.iter().map(|span| span.first).min().unwrap_or(0) / KEY_BLOCK;
-    let end = spans.iter().map(|span| span.end).max().unwrap_or(0).div_ceil(KEY_BLOCK);
-    let cache = HeadCache { blocks: &cache.blocks[first..end], ..cache };
+    let end = spans.iter().map(|span| span.end).max().unwrap_or(0);
+    let cache = HeadCache { blocks: &cache.blocks[first..end.div_ceil(KEY_BLOCK)], ..cache };
     let stride = cache.blocks.len() * KEY_BLOCK;
     scores.resize(QUERIES * stride, 0.0);
     score::<QUERIES>(queries, cache, scores);
@@ -126,8 +104,8 @@ fn attend_queries<const QUERIES: usize>(
         softmax(seen, scale);
         behind.fill(0.0);
     }
-    let length = spans.iter().map(|span| span.end).max().unwrap_or(0) - first * KEY_BLOCK;
-    weigh::<QUERIES>(scores, length, cache, next, out);
+    let weighed = Weighed { scores, cache, length: end - first * KEY_BLOCK, next };
+    weigh::<QUERIES>(weighed, out);
 }
 
 /// Writes the products of each query with the keys, a block or two at a time: few queries keep too few sums going with one.
@@ -236,41 +214,43 @@ fn largest(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, score| largest.max(*score))
 }
 
-/// Sums the values by the weights in `scores`, position after position; 64 dimensions at a time for few queries, else 32.
-#[inline(always)]
-fn weigh<const QUERIES: usize>(
-    scores: &[f32],
+/// Values and what each weighs for each query.
+#[derive(Clone, Copy)]
+struct Weighed<'a> {
+    /// `[query][position]`, whole blocks.
+    scores: &'a [f32],
+    cache: HeadCache<'a>,
+    /// How many positions there are values of.
     length: usize,
-    cache: HeadCache<'_>,
-    next: HeadCache<'_>,
-    out: &mut [f32],
-) {
+    next: Option<HeadCache<'a>>,
+}
+
+/// Sums the values, position after position; 64 dimensions at a time for few queries, else 32.
+#[inline(always)]
+fn weigh<const QUERIES: usize>(weighed: Weighed<'_>, out: &mut [f32]) {
     let mut begin = 0;
-    while QUERIES <= MAX_QUERIES / 2 && begin + 2 * VALUE_BLOCK <= cache.dimension {
-        weigh_part::<QUERIES, 4>(scores, length, cache, begin, next, out);
+    while QUERIES <= MAX_QUERIES / 2 && begin + 2 * VALUE_BLOCK <= weighed.cache.dimension {
+        weigh_part::<QUERIES, 4>(weighed, begin, out);
         begin += 2 * VALUE_BLOCK;
     }
-    while begin < cache.dimension {
-        weigh_part::<QUERIES, 2>(scores, length, cache, begin, next, out);
+    while begin < weighed.cache.dimension {
+        weigh_part::<QUERIES, 2>(weighed, begin, out);
         begin += VALUE_BLOCK;
     }
 }
 
 /// Sums `VECTORS` vectors of the values from dimension `begin` on; the first of these passes has the memory bring the next keys near.
 #[inline(always)]
-fn weigh_part<const QUERIES: usize, const VECTORS: usize>(
-    scores: &[f32],
-    length: usize,
-    cache: HeadCache<'_>,
-    begin: usize,
-    next: HeadCache<'_>,
-    out: &mut [f32],
-) {
+fn weigh_part<const QUERIES: usize, const VECTORS: usize>(weighed: Weighed<'_>, begin: usize, out: &mut [f32]) {
+    let Weighed { scores, cache, length, next } = weighed;
     let (dimension, stride) = (cache.dimension, cache.blocks.len() * KEY_BLOCK);
+    let next = next.filter(|_| begin == 0);
     let mut sums: [[Lanes; VECTORS]; QUERIES] = [[[0.0; LANES]; VECTORS]; QUERIES];
     for (block, place) in cache.blocks.iter().enumerate() {
         let values = &cache.values[block_range(*place, dimension)];
-        if let Some(place) = next.blocks.get(block).filter(|_| begin == 0) {
+        if let Some(next) = next
+            && let Some(place) = next.blocks.get(block)
+        {
             fetch(&next.keys[block_range(*place, dimension)]);
         }
         let weights = block_of_each::<QUERIES>(scores, stride, block * KEY_BLOCK);
@@ -321,7 +301,7 @@ mod tests {
 
     fn attend_all(queries: &[f32], spans: &[Span], cache: HeadCache<'_>) -> Vec<f32> {
         let mut out = vec![f32::NAN; queries.len()];
-        attend(queries, spans, cache, Some(cache), &mut Vec::new(), &mut out);
+        attend(Pass { queries, spans, cache, next: Some(cache) }, &mut Vec::new(), &mut out);
         out
     }
 

@@ -21,5 +21,5 @@ mod scratch;
 mod simd;
 pub mod team;
 
-pub use panels::{Output, PANEL};
+pub use panels::{Output, PANEL, copied};
 pub use scratch::Scratch;

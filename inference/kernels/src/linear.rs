@@ -197,6 +197,7 @@ fn multiply_tile<const ROWS: usize>(tile: &[f32], first: usize, panel: &[f32], o
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::panels::copied;
 
     fn values(count: usize, seed: f32) -> Vec<f32> {
         (0..count).map(|at| ((at as f32 + seed) * 12.9898).sin()).collect()
@@ -211,8 +212,7 @@ mod tests {
     fn multiply(matrix: &F32Matrix, x: &[f32]) -> Vec<f32> {
         let rows = x.len() / matrix.inputs;
         let mut out = vec![f32::NAN; rows * matrix.outputs];
-        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&x[row * matrix.inputs..][..matrix.inputs]);
-        matrix.multiply(rows, fill, &mut Scratch::default(), Output::Set(&mut out));
+        matrix.multiply(rows, copied(x, matrix.inputs), &mut Scratch::default(), Output::Set(&mut out));
         out
     }
 
@@ -239,7 +239,7 @@ mod tests {
         let matrix = matrix(&weights, inputs);
         for tile_rows in 1..=TILE_ROWS {
             let mut tiles = Tiles::default();
-            tiles.fill(13, inputs, tile_rows, |row, values| values.copy_from_slice(&x[row * inputs..][..inputs]));
+            tiles.fill(13, inputs, tile_rows, copied(&x, inputs));
             let mut out = vec![0.0; 13 * PANEL];
             let product = Product { rows: 13, outputs: PANEL, work: 1, block: 2 * tile_rows };
             product.compute(Output::Set(&mut out), |_, rows, out| {
@@ -265,8 +265,7 @@ mod tests {
         let (inputs, x, weights) = (24, values(5 * 24, 0.1), values(70 * 24, 3.0));
         let before = values(5 * 70, 9.0);
         let mut out = before.clone();
-        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&x[row * inputs..][..inputs]);
-        matrix(&weights, inputs).multiply(5, fill, &mut Scratch::default(), Output::Add(&mut out));
+        matrix(&weights, inputs).multiply(5, copied(&x, inputs), &mut Scratch::default(), Output::Add(&mut out));
         let expected: Vec<f32> = before.iter().zip(reference(&x, &weights, inputs)).map(|(a, b)| a + b).collect();
         assert_eq!(out, expected);
     }

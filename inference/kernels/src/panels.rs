@@ -24,6 +24,11 @@ pub enum Output<'a> {
     Add(&'a mut [f32]),
 }
 
+/// Rows of `width` values, one after the other, as a product's inputs.
+pub fn copied(x: &[f32], width: usize) -> impl Fn(usize, &mut [f32]) + Sync {
+    move |row, values| values.copy_from_slice(&x[row * width..][..width])
+}
+
 /// How a product is cut.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Product {

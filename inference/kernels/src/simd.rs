@@ -95,11 +95,12 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+/// Bytes that come from memory together.
+pub(crate) const LINE: usize = 64;
+
 /// Has the memory bring `values` near, where the processor can be asked to.
 #[inline(always)]
 pub(crate) fn fetch<T>(values: &[T]) {
-    /// Bytes that come from memory together.
-    const LINE: usize = 64;
     #[cfg(target_arch = "x86_64")]
     for line in values.chunks((LINE / size_of::<T>()).max(1)) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -9,7 +9,7 @@ use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
     Output, Scratch,
     attention::{Heads, Row, Span, attend_batch},
-    elementwise, team,
+    copied, elementwise, team,
 };
 
 use crate::{
@@ -92,8 +92,7 @@ impl Layers<'_> {
         });
         attended.resize(rows * heads, 0.0);
         attend(qkv, places, number, config, self.cache, attended);
-        let copied = |row: usize, values: &mut [f32]| values.copy_from_slice(&attended[row * heads..][..heads]);
-        weights.attention_output.multiply(rows, copied, scratch, Output::Add(x));
+        weights.attention_output.multiply(rows, copied(attended, heads), scratch, Output::Add(x));
     }
 
     /// The feed-forward part, gated by SiLU.

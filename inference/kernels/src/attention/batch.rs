@@ -1,6 +1,6 @@
 //! The attention of a whole step: rows of any lanes, shared among the threads.
 
-use super::{HeadCache, MAX_QUERIES, Span, attend};
+use super::{HeadCache, MAX_QUERIES, Pass, Span, attend};
 use crate::team::{self, Chunks};
 
 /// Positions that one query should meet before it is another thread's turn: some ten microseconds of work.
@@ -47,7 +47,7 @@ pub fn attend_batch<'a>(
     let turn = (POSITIONS_PER_TURN * units.len()).div_ceil(positions.max(1));
     let out = Chunks::new(out, heads.group * heads.dimension);
     team::each(pieces.div_ceil(turn), |number| {
-        let mut unit = UnitAttention { queries, heads, packed: Vec::new(), scores: Vec::new(), out: Vec::new() };
+        let mut unit = UnitAttention::new(queries, heads);
         for piece in number * turn..pieces.min((number + 1) * turn) {
             let (rows_of, head) = (&units[piece / heads.count], piece % heads.count);
             let next = (piece + 1 < pieces).then(|| &units[(piece + 1) / heads.count]);
@@ -78,21 +78,28 @@ struct UnitAttention<'a> {
     queries: (&'a [f32], usize),
     heads: Heads,
     packed: Vec<f32>,
+    spans: Vec<Span>,
     scores: Vec<f32>,
     /// What the last unit found: `[row][query head]`.
     out: Vec<f32>,
 }
 
-impl UnitAttention<'_> {
+impl<'a> UnitAttention<'a> {
+    fn new(queries: (&'a [f32], usize), heads: Heads) -> Self {
+        Self { queries, heads, packed: Vec::new(), spans: Vec::new(), scores: Vec::new(), out: Vec::new() }
+    }
+
     fn attend(&mut self, rows: &[Row], first: usize, head: usize, cache: HeadCache<'_>, next: Option<HeadCache<'_>>) {
         let (size, (queries, stride)) = (self.heads.group * self.heads.dimension, self.queries);
         self.packed.clear();
         for row in first..first + rows.len() {
             self.packed.extend_from_slice(&queries[row * stride + head * size..][..size]);
         }
-        let spans: Vec<Span> = rows.iter().flat_map(|row| std::iter::repeat_n(row.span, self.heads.group)).collect();
+        self.spans.clear();
+        self.spans.extend(rows.iter().flat_map(|row| std::iter::repeat_n(row.span, self.heads.group)));
         self.out.resize(self.packed.len(), 0.0);
-        attend(&self.packed, &spans, cache, next, &mut self.scores, &mut self.out);
+        let pass = Pass { queries: &self.packed, spans: &self.spans, cache, next };
+        attend(pass, &mut self.scores, &mut self.out);
     }
 }
 

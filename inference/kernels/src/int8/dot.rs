@@ -86,8 +86,8 @@ mod vnni {
 
     use std::{
         arch::x86_64::{
-            __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+            __m512, __m512i, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+            _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
             _mm512_setzero_si512, _mm512_storeu_ps,
         },
         ops::Range,
@@ -95,7 +95,10 @@ mod vnni {
     };
 
     use super::{GROUP, GROUP_BYTES, PANEL, Panel, QUAD, Row, Rows};
-    use crate::panels::PanelOut;
+    use crate::{
+        panels::PanelOut,
+        simd::{LINE, fetch},
+    };
 
     /// Values per register.
     const LANES: usize = 16;
@@ -103,8 +106,6 @@ mod vnni {
     const TILE_ROWS: usize = 8;
     /// Steps of a group.
     const STEPS: usize = GROUP / QUAD;
-    /// Bytes that come from memory together.
-    const LINE: usize = 64;
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub(super) fn multiply_panel(x: &Rows, rows: Range<usize>, panel: Panel<'_>, out: &mut PanelOut<'_>) {
@@ -192,15 +193,6 @@ mod vnni {
             }
         }
         dots
-    }
-
-    /// Has the memory bring these bytes near.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn fetch(bytes: &[u8]) {
-        for line in bytes.chunks(LINE) {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
     }
 
     #[inline]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use rayon::prelude::*;
 
 use super::{dot::multiply_row, *};
+use crate::panels::copied;
 
 fn values(count: usize, seed: f32) -> Vec<f32> {
     (0..count).map(|at| ((at as f32 + seed) * 12.9898).sin() * (1.0 + (at % 7) as f32)).collect()
@@ -20,19 +21,15 @@ fn multiply(matrix: &Int8Matrix, x: &[f32]) -> Vec<f32> {
 fn multiply_with(matrix: &Int8Matrix, x: &[f32], scratch: &mut Scratch) -> Vec<f32> {
     let rows = x.len() / matrix.inputs;
     let mut out = vec![f32::NAN; rows * matrix.outputs];
-    matrix.multiply(rows, copies(x, matrix.inputs), scratch, Output::Set(&mut out));
+    matrix.multiply(rows, copied(x, matrix.inputs), scratch, Output::Set(&mut out));
     out
-}
-
-fn copies(x: &[f32], width: usize) -> impl Fn(usize, &mut [f32]) + Sync {
-    move |row, values| values.copy_from_slice(&x[row * width..][..width])
 }
 
 /// The definition, panel by panel in plain code.
 fn reference(matrix: &Int8Matrix, x: &[f32]) -> Vec<f32> {
     let mut rows = Rows::default();
     let count = x.len() / matrix.inputs;
-    rows.quantise(count, matrix.inputs, copies(x, matrix.inputs));
+    rows.quantise(count, matrix.inputs, copied(x, matrix.inputs));
     let mut out = vec![0.0; count * matrix.outputs];
     let groups = rows.groups();
     for (number, weights) in matrix.weights.chunks_exact(groups * GROUP_BYTES).enumerate() {

@@ -4,7 +4,7 @@ use parlance_inference_engine::TokenId;
 use parlance_inference_kernels::{
     Output, Scratch,
     attention::{self, HeadCache, Heads, KEY_BLOCK, Row, attend_batch, write_key},
-    elementwise, team,
+    copied, elementwise, team,
 };
 
 use super::{
@@ -152,10 +152,6 @@ fn add(row: &mut [f32], other: &[f32]) {
 
 fn norm(row: &mut [f32], weights: &Norm, config: &BertConfig) {
     elementwise::layer_norm(row, &weights.weight, &weights.bias, config.norm_epsilon);
-}
-
-fn copied(rows: &[f32], width: usize) -> impl Fn(usize, &mut [f32]) + Sync {
-    move |row, values| values.copy_from_slice(&rows[row * width..][..width])
 }
 
 impl Spread {

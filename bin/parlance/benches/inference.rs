@@ -9,6 +9,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 mod peers;
+mod streamed;
 
 use std::{env, fs, time::Instant};
 

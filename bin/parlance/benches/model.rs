@@ -5,30 +5,24 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod streamed;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{Node, Place};
-use futures_util::{StreamExt as _, future::join_all};
-use serde_json::{Value, json};
+use futures_util::future::join_all;
+use serde_json::json;
+use streamed::{Answer, model_directory};
 
 const QUESTION: &str = "Explain in a few sentences why the sky is blue and why sunsets are red.";
 const TOKENS: u32 = 64;
 const ROUNDS: usize = 3;
 
-/// One streamed answer.
-struct Answer {
-    first_token: Duration,
-    tokens: u64,
-}
-
 fn main() {
     rustls::crypto::ring::default_provider().install_default().expect("nobody did it before");
-    let models = std::env::var("PARLANCE_MODEL_DIR")
-        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").to_owned());
     let place = Place::new();
     let mut up = place.parlance();
-    up.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(place.data()).env("PARLANCE_MODEL_DIR", models);
+    up.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(place.data()).env("PARLANCE_MODEL_DIR", model_directory());
     let began = Instant::now();
     let node = Node::start(&place, &mut up);
     let listening = began.elapsed();
@@ -40,7 +34,7 @@ fn main() {
     );
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     for callers in [1, 4, 8, 16] {
-        runtime.block_on(measure(&node.url("/v1/chat/completions"), callers));
+        runtime.block_on(measure(&node.url(""), callers));
     }
 }
 
@@ -51,8 +45,10 @@ async fn measure(url: &str, callers: usize) {
     for _ in 0..ROUNDS {
         let began = Instant::now();
         let answers = join_all((0..callers).map(|caller| ask(&client, url, caller))).await;
-        rates.push(answers.iter().map(|answer| answer.tokens).sum::<u64>() as f64 / began.elapsed().as_secs_f64());
-        firsts.extend(answers.iter().map(|answer| answer.first_token));
+        rates.push(
+            answers.iter().map(|answer| answer.usage.new_tokens).sum::<u64>() as f64 / began.elapsed().as_secs_f64(),
+        );
+        firsts.extend(answers.iter().map(|answer| answer.first_token()));
     }
     firsts.sort_unstable();
     rates.sort_unstable_by(f64::total_cmp);
@@ -66,25 +62,5 @@ async fn ask(client: &reqwest::Client, url: &str, caller: usize) -> Answer {
         "messages": [{ "role": "user", "content": format!("{QUESTION} This is question {caller}.") }],
         "max_tokens": TOKENS, "temperature": 0, "stream": true, "stream_options": { "include_usage": true },
     });
-    let began = Instant::now();
-    let response = client.post(url).json(&body).send().await.expect("an answer").error_for_status().expect("accepted");
-    let mut stream = response.bytes_stream();
-    let (mut text, mut first_token) = (String::new(), None);
-    while let Some(chunk) = stream.next().await {
-        text.push_str(&String::from_utf8_lossy(&chunk.expect("the stream goes on")));
-        if first_token.is_none() && has_content(&text) {
-            first_token = Some(began.elapsed());
-        }
-    }
-    let events = text.split("\n\n").filter_map(|frame| frame.trim().strip_prefix("data: "));
-    let usage =
-        events.filter_map(|data| serde_json::from_str::<Value>(data).ok()).find(|event| event["usage"].is_object());
-    let tokens = usage.and_then(|event| event["usage"]["completion_tokens"].as_u64()).expect("the usage is told");
-    Answer { first_token: first_token.expect("the answer has text"), tokens }
-}
-
-/// Whether a delta bore text: the first one only names the role.
-fn has_content(frames: &str) -> bool {
-    let key = "\"content\":\"";
-    frames.match_indices(key).any(|(at, _)| !frames[at + key.len()..].starts_with('"'))
+    streamed::ask(client, url, &body).await
 }

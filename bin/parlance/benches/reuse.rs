@@ -7,15 +7,14 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod streamed;
 
-use std::{
-    env,
-    time::{Duration, Instant},
-};
+use std::{env, time::Instant};
 
 use common::{Node, Place};
-use futures_util::{StreamExt as _, future::join_all};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
+use streamed::{Answer, model_directory};
 
 /// Prose and code that the prompts are made of.
 const PROSE: &str = include_str!("../../../ARCHITECTURE.md");
@@ -49,12 +48,10 @@ struct Server {
 impl Server {
     fn start(speculation: &str) -> Self {
         let place = Place::new();
-        let models = env::var("PARLANCE_MODEL_DIR")
-            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../models").to_owned());
         let config = place.file("parlance.toml", format!("[models.default]\nspeculation = '{speculation}'\n"));
         let mut up = place.parlance();
         up.args(["up", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data").arg(place.data());
-        let node = Node::start(&place, up.env("PARLANCE_MODEL_DIR", models));
+        let node = Node::start(&place, up.env("PARLANCE_MODEL_DIR", model_directory()));
         node.wait_ready();
         Self { node, client: reqwest::Client::new(), _place: place }
     }
@@ -65,49 +62,7 @@ impl Server {
             "messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": true,
             "stream_options": { "include_usage": true },
         });
-        let began = Instant::now();
-        let request = self.client.post(self.node.url("/v1/chat/completions")).json(&body);
-        let response = request.send().await.expect("an answer").error_for_status().expect("accepted");
-        let (mut stream, mut frames) = (response.bytes_stream(), String::new());
-        let mut answer = Answer::default();
-        while let Some(chunk) = stream.next().await {
-            frames.push_str(&String::from_utf8_lossy(&chunk.expect("the stream goes on")));
-            while let Some(end) = frames.find("\n\n") {
-                let frame: String = frames.drain(..end + 2).collect();
-                let event =
-                    frame.trim().strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok());
-                event.into_iter().for_each(|event| answer.hear(&event, began));
-            }
-        }
-        answer
-    }
-}
-
-/// One answer.
-#[derive(Default)]
-struct Answer {
-    text: String,
-    first_token: Option<Duration>,
-    usage: Value,
-}
-
-impl Answer {
-    fn hear(&mut self, event: &Value, began: Instant) {
-        if let Some(text) = event["choices"][0]["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
-            self.first_token.get_or_insert_with(|| began.elapsed());
-            self.text.push_str(text);
-        }
-        if event["usage"].is_object() {
-            self.usage = event["usage"].clone();
-        }
-    }
-
-    fn first_token_ms(&self) -> f64 {
-        self.first_token.expect("a text").as_secs_f64() * 1e3
-    }
-
-    fn count(&self, path: &str) -> f64 {
-        self.usage.pointer(path).and_then(Value::as_f64).expect("the usage is told")
+        streamed::ask(&self.client, &self.node.url(""), &body).await
     }
 }
 
@@ -126,10 +81,10 @@ async fn beginnings(server: &Server, passes: usize) {
         let one = server.ask(&question("Who owns a session?"), 8).await;
         let other = server.ask(&question("What may never happen, and why not?"), 8).await;
         for (row, answer) in rows.iter_mut().zip([&first, &second, &one, &other]) {
-            row.push(answer.first_token_ms());
+            row.push(answer.first_token().as_secs_f64() * 1e3);
         }
-        prompts.push(second.count("/prompt_tokens"));
-        cached.push(second.count("/prompt_tokens_details/cached_tokens"));
+        prompts.push(second.usage.prompt_tokens as f64);
+        cached.push(second.usage.cached_tokens as f64);
     }
     let [first, second, one, other] = rows.map(median);
     println!("first token, ms (median of {passes})");
@@ -196,8 +151,8 @@ async fn tokens_per_second(server: &Server, text: Text, callers: usize, pass: us
     join_all((0..callers).map(async |caller| server.ask(&text.messages(caller, pass), 1).await)).await;
     let began = Instant::now();
     let answers = join_all((0..callers).map(async |caller| server.ask(&text.messages(caller, pass), 192).await)).await;
-    let tokens: f64 = answers.iter().map(|answer| answer.count("/completion_tokens")).sum();
-    tokens / began.elapsed().as_secs_f64()
+    let tokens: u64 = answers.iter().map(|answer| answer.usage.new_tokens).sum();
+    tokens as f64 / began.elapsed().as_secs_f64()
 }
 
 /// So many bytes of a text, from a place on, which both are moved to whole characters.

@@ -2,60 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, future::join_all};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::Running;
+use crate::streamed::{self, Answer};
 
 /// Random words of prompts that have 127 to 129 and 511 to 513 tokens in all.
 const PROMPT_WORDS: usize = 91;
 const LONG_PROMPT_WORDS: usize = 475;
 const SHORT_PROMPT_WORDS: usize = 4;
+/// Words of the system message, before them.
+const SYSTEM_WORDS: usize = 4;
 const NEW_TOKENS: u64 = 64;
 /// New tokens where decoding is timed: enough that all callers are at it together for a while.
 const DECODED_TOKENS: u64 = 128;
 /// Answers at one number of callers: each caller has two, or as many as make this.
 const LEAST_ANSWERS: u64 = 6;
-/// Words of one token each.
-const WORDS: [&str; 16] = [
-    "river", "stone", "garden", "music", "winter", "paper", "bridge", "candle", "forest", "market", "window", "summer",
-    "letter", "silver", "ocean", "morning",
-];
 
 /// What callers in a closed loop saw.
 pub(crate) struct Loop {
     pub(crate) answers: Vec<Answer>,
     pub(crate) took: Duration,
-}
-
-/// What one caller saw of one answer.
-pub(crate) struct Answer {
-    began: Instant,
-    /// When each piece of text came: mostly a token each.
-    pieces: Vec<Instant>,
-    ended: Instant,
-    /// As the server counts.
-    pub(crate) usage: Usage,
-}
-
-/// What a server counted.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Usage {
-    pub(crate) prompt_tokens: u64,
-    /// Of the prompt's tokens, those found in a cache.
-    pub(crate) cached_tokens: u64,
-    pub(crate) new_tokens: u64,
-}
-
-impl Answer {
-    pub(crate) fn first_token(&self) -> Duration {
-        *self.pieces.first().expect("an answer has text") - self.began
-    }
-
-    /// From each piece of text to the next.
-    pub(crate) fn gaps(&self) -> impl Iterator<Item = Duration> {
-        self.pieces.windows(2).map(|pair| pair[1] - pair[0])
-    }
 }
 
 /// A client that takes a new connection for every request: a server may close an idle one just when it is used again.
@@ -105,19 +73,12 @@ pub(crate) async fn decode(client: &reqwest::Client, running: &Running, callers:
     (from < until).then(|| together * tokens as f64 / pieces().count() as f64 / (until - from).as_secs_f64())
 }
 
-/// Random words and an instruction that makes the model go on for long, as messages. The words begin with the first message, so that no
-/// prompt's beginning is in a cache.
+/// Random words and an instruction that makes the model go on for long, as messages. The words begin with the first message.
 fn messages(seed: u64, count: usize) -> Value {
-    let mut state = seed + 1;
-    let mut words = |count: usize| {
-        let word = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            WORDS[(state >> 60) as usize]
-        };
-        (0..count).map(word).collect::<Vec<_>>().join(" ")
-    };
-    let system = words(4);
-    let user = format!("{}. Write a long story in which all of these words occur, one after the other.", words(count));
+    let words = streamed::random_words(seed, SYSTEM_WORDS + count);
+    let (system, user) = words.split_at(SYSTEM_WORDS);
+    let (system, user) = (system.join(" "), user.join(" "));
+    let user = format!("{user}. Write a long story in which all of these words occur, one after the other.");
     json!([{ "role": "system", "content": system }, { "role": "user", "content": user }])
 }
 
@@ -129,34 +90,5 @@ async fn ask(client: &reqwest::Client, running: &Running, seed: u64, words: usiz
     for &(name, value) in running.switches {
         body[name] = value.into();
     }
-    let began = Instant::now();
-    let request = client.post(format!("{}/v1/chat/completions", running.url)).json(&body);
-    let response = request.send().await.expect("an answer").error_for_status().expect("accepted");
-    let mut stream = response.bytes_stream();
-    let (mut buffer, mut pieces, mut usage) = (Vec::new(), Vec::new(), None);
-    while let Some(chunk) = stream.next().await {
-        buffer.extend_from_slice(&chunk.expect("the stream goes on"));
-        while let Some(end) = buffer.windows(2).position(|bytes| bytes == b"\n\n") {
-            let frame: Vec<u8> = buffer.drain(..end + 2).collect();
-            let Some(event) = event(&frame) else { continue };
-            if event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()) {
-                pieces.push(Instant::now());
-            }
-            usage = read_usage(&event["usage"]).or(usage);
-        }
-    }
-    Answer { began, pieces, ended: Instant::now(), usage: usage.expect("the usage is told") }
-}
-
-/// The JSON of a frame of an event stream, if it bears some.
-fn event(frame: &[u8]) -> Option<Value> {
-    serde_json::from_slice(frame.strip_prefix(b"data: ")?).ok()
-}
-
-fn read_usage(usage: &Value) -> Option<Usage> {
-    Some(Usage {
-        prompt_tokens: usage["prompt_tokens"].as_u64()?,
-        cached_tokens: usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0),
-        new_tokens: usage["completion_tokens"].as_u64()?,
-    })
+    streamed::ask(client, &running.url, &body).await
 }

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Node, Place, get, wait};
+use crate::{
+    common::{Node, Place, get, wait},
+    streamed::model_directory,
+};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const MODEL: &str = "smollm2-135m-instruct.gguf";
@@ -91,8 +94,7 @@ fn vllm_python() -> PathBuf {
 }
 
 fn model_file() -> PathBuf {
-    let models = env::var_os("PARLANCE_MODEL_DIR").map_or_else(|| Path::new(ROOT).join("models"), PathBuf::from);
-    models.join(MODEL)
+    model_directory().join(MODEL)
 }
 
 impl Subject {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::load::{Loop, Usage};
+use super::load::Loop;
+use crate::streamed::Usage;
 
 /// Callers in the closed loop.
 pub(crate) const CALLERS: [u64; 5] = [1, 4, 8, 16, 32];

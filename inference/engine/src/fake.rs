@@ -1,10 +1,13 @@
 //! What the engine's tests share: a tiny deterministic model, the answers it must give, and a sink that remembers.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::DerefMut,
+    sync::{Arc, Mutex},
+};
 
 use crate::{
     Block, BlockCopy, ChatMessage, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Lane, LaneInput,
-    PreparedPrompt, ReplicaInfo, Sampling, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
+    PreparedPrompt, ReplicaInfo, TextCodec, TokenId, TokenLogprob, TokenModel, TokenUsage, random,
     sampling::{Occurrences, Sampler},
 };
 
@@ -125,6 +128,51 @@ impl TokenModel for FakeModel {
     }
 }
 
+/// A model that first calls `before` with what it is to compute.
+pub(crate) struct Hooked<M, F> {
+    pub(crate) model: M,
+    pub(crate) before: F,
+}
+
+impl<M, F> TokenModel for Hooked<M, F>
+where
+    M: DerefMut<Target = FakeModel> + Send,
+    F: FnMut(&[LaneInput<'_>]) + Send,
+{
+    fn lanes(&self) -> usize {
+        self.model.lanes()
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.model.context_tokens()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.model.vocabulary()
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.model.block_tokens()
+    }
+
+    fn blocks(&self) -> usize {
+        self.model.blocks()
+    }
+
+    fn place(&mut self, lane: Lane, blocks: &[Block]) {
+        self.model.place(lane, blocks);
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        self.model.copy(copy);
+    }
+
+    fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
+        (self.before)(inputs);
+        self.model.step(inputs, logits)
+    }
+}
+
 fn row(history: &[TokenId], memory: usize) -> Vec<f32> {
     let hash =
         history[history.len().saturating_sub(memory)..].iter().fold(0, |hash, &token| random::bits(hash, token.into()));
@@ -171,18 +219,7 @@ pub(crate) fn request(prompt: Vec<TokenId>, max_tokens: u32) -> GenerateRequest 
         last_user_text: String::new(),
         dropped_messages: 0,
     };
-    GenerateRequest {
-        prompt,
-        sampling: Sampling::default(),
-        max_tokens,
-        stop: vec![],
-        logprobs: None,
-        grammar: None,
-        forced: vec![],
-        deadline: None,
-        tenant: "t".into(),
-        affinity: 0,
-    }
+    GenerateRequest::greedy("t", prompt, max_tokens)
 }
 
 /// What the model answers, computed alone, token by token, without the engine.

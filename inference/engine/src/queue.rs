@@ -113,23 +113,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{GenerateEvent, PreparedPrompt, Sampling, load::Load, metrics::ReplicaMetrics};
+    use crate::{GenerateEvent, PreparedPrompt, load::Load, metrics::ReplicaMetrics};
 
     fn job(load: &Arc<Load>, tenant: &str, affinity: u64) -> Job {
         let prompt =
             PreparedPrompt { tokens: vec![], token_count: 0, last_user_text: String::new(), dropped_messages: 0 };
-        let request = GenerateRequest {
-            prompt,
-            sampling: Sampling::default(),
-            max_tokens: 1,
-            stop: vec![],
-            logprobs: None,
-            grammar: None,
-            forced: vec![],
-            deadline: None,
-            tenant: tenant.into(),
-            affinity,
-        };
+        let request = GenerateRequest { affinity, ..GenerateRequest::greedy(tenant, prompt, 1) };
         Job {
             request,
             sink: Box::new(|_: GenerateEvent| true),

@@ -93,6 +93,24 @@ pub struct GenerateRequest {
     pub affinity: u64,
 }
 
+impl GenerateRequest {
+    /// The most probable reply of at most `max_tokens`, and nothing besides asked of it.
+    pub fn greedy(tenant: impl Into<String>, prompt: PreparedPrompt, max_tokens: u32) -> Self {
+        Self {
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens,
+            stop: Vec::new(),
+            logprobs: None,
+            grammar: None,
+            forced: Vec::new(),
+            deadline: None,
+            tenant: tenant.into(),
+            affinity: 0,
+        }
+    }
+}
+
 /// A prompt that fits the context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedPrompt {

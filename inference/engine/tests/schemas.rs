@@ -217,22 +217,17 @@ fn replica_with(speculation: Speculation) -> EngineReplica {
 type Pending = mpsc::Receiver<GenerateEvent>;
 
 fn ask(replica: &EngineReplica, schema: &Value, seed: u64, forced: &[TokenId]) -> Result<Pending, EngineError> {
+    let prompt = PreparedPrompt {
+        tokens: vec![seed as TokenId],
+        token_count: 1,
+        last_user_text: String::new(),
+        dropped_messages: 0,
+    };
     let request = GenerateRequest {
-        prompt: PreparedPrompt {
-            tokens: vec![seed as TokenId],
-            token_count: 1,
-            last_user_text: String::new(),
-            dropped_messages: 0,
-        },
         sampling: Sampling { temperature: 1.0, seed, ..Sampling::default() },
-        max_tokens: 1_000,
-        stop: vec![],
-        logprobs: None,
         grammar: Some(replica.compile(&schema.to_string())?),
         forced: forced.to_vec(),
-        deadline: None,
-        tenant: "t".into(),
-        affinity: 0,
+        ..GenerateRequest::greedy("t", prompt, 1_000)
     };
     let (told, events) = mpsc::channel();
     replica.submit(request, Box::new(move |event| told.send(event).is_ok()))?;

@@ -9,7 +9,6 @@ use std::{
 
 use parlance_inference_engine::{
     ChatMessage, ChatRole, Engine, EngineOptions, Finish, GenerateEvent, GenerateRequest, PromptBudget, Replica,
-    Sampling,
 };
 use parlance_inference_model::Precision;
 use serde_json::{Value, json};
@@ -21,16 +20,9 @@ fn ask(replica: &dyn Replica, text: &str, schema: Option<&Value>) -> (String, Fi
     let messages = [ChatMessage { role: ChatRole::User, content: text }];
     let prompt = replica.prepare(&messages, PromptBudget { reserve: 128, drop_oldest: false }).expect("it fits");
     let request = GenerateRequest {
-        prompt,
-        sampling: Sampling::default(),
-        max_tokens: 128,
-        stop: vec![],
         logprobs: Some(2),
         grammar: schema.map(|schema| replica.compile(&schema.to_string()).expect("a good schema")),
-        forced: vec![],
-        deadline: None,
-        tenant: "t".into(),
-        affinity: 0,
+        ..GenerateRequest::greedy("t", prompt, 128)
     };
     let (told, events) = mpsc::channel();
     replica.submit(request, Box::new(move |event| told.send(event).is_ok())).expect("taken");

@@ -9,7 +9,7 @@ use std::{
 
 use parlance_inference_engine::{
     ChatMessage, ChatRole, Engine, EngineOptions, EngineReplica, GenerateEvent, GenerateRequest, PromptBudget, Replica,
-    Sampling, TokenId, TokenUsage,
+    TokenId, TokenUsage,
 };
 use parlance_inference_model::{LoadedModel, Precision};
 
@@ -50,18 +50,7 @@ impl Asked {
 
 fn start(engine: &EngineReplica, tenant: &str, messages: &[ChatMessage<'_>], max_tokens: u32) -> Asked {
     let prompt = engine.prepare(messages, PromptBudget { reserve: max_tokens, drop_oldest: false }).expect("fits");
-    let request = GenerateRequest {
-        prompt,
-        sampling: Sampling::default(),
-        max_tokens,
-        stop: vec![],
-        logprobs: None,
-        grammar: None,
-        forced: vec![],
-        deadline: None,
-        tenant: tenant.into(),
-        affinity: 0,
-    };
+    let request = GenerateRequest::greedy(tenant, prompt, max_tokens);
     let (told, ended) = mpsc::channel();
     let heard = Arc::new(Mutex::new((Vec::new(), String::new())));
     let ear = heard.clone();

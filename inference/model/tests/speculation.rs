@@ -27,18 +27,7 @@ fn engine(speculation: Speculation) -> EngineReplica {
 fn ask(engine: &EngineReplica, question: &str, sampling: Sampling) -> mpsc::Receiver<Vec<TokenId>> {
     let message = ChatMessage { role: ChatRole::User, content: question };
     let prompt = engine.prepare(&[message], PromptBudget { reserve: 120, drop_oldest: false }).expect("fits");
-    let request = GenerateRequest {
-        prompt,
-        sampling,
-        max_tokens: 120,
-        stop: vec![],
-        logprobs: None,
-        grammar: None,
-        forced: vec![],
-        deadline: None,
-        tenant: "t".into(),
-        affinity: 0,
-    };
+    let request = GenerateRequest { sampling, ..GenerateRequest::greedy("t", prompt, 120) };
     let (told, reply) = mpsc::channel();
     let mut tokens = Vec::new();
     let sink = move |event| match event {

@@ -4,8 +4,8 @@ use std::sync::mpsc::sync_channel;
 
 use super::*;
 use crate::{
-    Block, BlockCopy, Finish, GenerateEvent, Lane, LaneInput,
-    fake::{Ear, FakeCodec, FakeModel, Heard, MAKES_PANIC, MAKES_STOP, VOCABULARY, expected, request},
+    Finish, GenerateEvent, LaneInput,
+    fake::{Ear, FakeCodec, FakeModel, Heard, Hooked, MAKES_PANIC, MAKES_STOP, VOCABULARY, expected, request},
 };
 
 const CONTEXT: usize = 120;
@@ -13,51 +13,14 @@ const CONTEXT: usize = 120;
 /// How long a test waits for the engine's thread before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A model that computes a step only when the test lets it; freely, once the test has dropped its end.
-struct Gated {
-    model: FakeModel,
-    gate: Receiver<()>,
-}
-
-impl TokenModel for Gated {
-    fn lanes(&self) -> usize {
-        self.model.lanes()
-    }
-
-    fn context_tokens(&self) -> usize {
-        self.model.context_tokens()
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.model.vocabulary()
-    }
-
-    fn block_tokens(&self) -> usize {
-        self.model.block_tokens()
-    }
-
-    fn blocks(&self) -> usize {
-        self.model.blocks()
-    }
-
-    fn place(&mut self, lane: Lane, blocks: &[Block]) {
-        self.model.place(lane, blocks);
-    }
-
-    fn copy(&mut self, copy: BlockCopy) {
-        self.model.copy(copy);
-    }
-
-    fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        // Open for ever after the sender is gone.
-        let _ = self.gate.recv();
-        self.model.step(inputs, logits)
-    }
-}
-
+/// An engine that computes a step only when the test lets it; freely, once the test has dropped its end.
 fn start(lanes: usize, queue: usize) -> (EngineReplica, Sender<()>) {
-    let (open, gate) = channel();
-    let model = Box::new(Gated { model: FakeModel::new(lanes, CONTEXT), gate });
+    let (open, gate) = channel::<()>();
+    let wait = move |_: &[LaneInput<'_>]| {
+        // Open for ever after the sender is gone.
+        let _ = gate.recv();
+    };
+    let model = Box::new(Hooked { model: Box::new(FakeModel::new(lanes, CONTEXT)), before: wait });
     let options = EngineOptions { queue, ..EngineOptions::default() };
     (Engine::start(model, FakeCodec::new(CONTEXT), options), open)
 }

@@ -16,18 +16,7 @@ fn replica(keys: &str) -> ScriptedReplica {
 fn request(replica: &ScriptedReplica, text: &str) -> GenerateRequest {
     let message = ChatMessage { role: ChatRole::User, content: text };
     let prompt = replica.prepare(&[message], PromptBudget { reserve: 1, drop_oldest: false }).expect("fits");
-    GenerateRequest {
-        prompt,
-        sampling: Sampling::default(),
-        max_tokens: 100,
-        stop: vec![],
-        logprobs: None,
-        grammar: None,
-        forced: vec![],
-        deadline: None,
-        tenant: "t".into(),
-        affinity: 0,
-    }
+    GenerateRequest::greedy("t", prompt, 100)
 }
 
 fn answer(replica: &ScriptedReplica, request: GenerateRequest) -> Heard {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::fake::expected_with;
+use crate::fake::{Hooked, expected_with};
 
 fn speculating(memory: usize, speculation: Speculation, options: EngineOptions) -> Harness {
     let model = FakeModel::new(3, CONTEXT).remembering(memory);
@@ -101,53 +101,13 @@ fn run_paced(memory: usize, fixed: u64, row: u64, asked: &GenerateRequest) -> Ve
     let mut harness = speculating(memory, Speculation::Auto, EngineOptions::default());
     let (ear, _) = harness.submit(asked.clone());
     let (start, elapsed) = (harness.now, AtomicU64::new(0));
-    let mut model = Paced { model: &mut harness.model, fixed, row, elapsed: &elapsed };
+    let takes = |inputs: &[LaneInput<'_>]| {
+        let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
+        elapsed.fetch_add(fixed + row * rows as u64, Ordering::Relaxed);
+    };
+    let mut model = Hooked { model: &mut harness.model, before: takes };
     let clock = || start + Duration::from_millis(elapsed.load(Ordering::Relaxed));
     while harness.scheduler.step(&mut model, clock) == Step::Worked {}
     assert_eq!(ear.heard().essence(), expected_with(memory, asked, CONTEXT).essence());
     harness.model.steps.iter().flatten().map(|(_, tokens)| *tokens).collect()
-}
-
-/// A model that takes its time.
-struct Paced<'a> {
-    model: &'a mut FakeModel,
-    fixed: u64,
-    row: u64,
-    elapsed: &'a AtomicU64,
-}
-
-impl TokenModel for Paced<'_> {
-    fn lanes(&self) -> usize {
-        self.model.lanes()
-    }
-
-    fn context_tokens(&self) -> usize {
-        self.model.context_tokens()
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.model.vocabulary()
-    }
-
-    fn block_tokens(&self) -> usize {
-        self.model.block_tokens()
-    }
-
-    fn blocks(&self) -> usize {
-        self.model.blocks()
-    }
-
-    fn place(&mut self, lane: crate::Lane, blocks: &[crate::Block]) {
-        self.model.place(lane, blocks);
-    }
-
-    fn copy(&mut self, copy: BlockCopy) {
-        self.model.copy(copy);
-    }
-
-    fn step(&mut self, inputs: &[crate::LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
-        self.elapsed.fetch_add(self.fixed + self.row * rows as u64, Ordering::Relaxed);
-        self.model.step(inputs, logits)
-    }
 }

@@ -45,11 +45,6 @@ impl Default for EngineOptions {
     }
 }
 
-/// The shortest time that a refused caller is told to wait.
-const LEAST_RETRY_AFTER: Duration = Duration::from_millis(10);
-/// The longest.
-const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
-
 /// Starts engines.
 pub struct Engine;
 
@@ -116,8 +111,8 @@ impl EngineReplica {
         }
     }
 
-    fn retry_after(&self) -> Duration {
-        Duration::from_millis(self.retry_after.load(Ordering::Relaxed)).clamp(LEAST_RETRY_AFTER, MOST_RETRY_AFTER)
+    fn queue_full(&self) -> EngineError {
+        EngineError::queue_full(Duration::from_millis(self.retry_after.load(Ordering::Relaxed)))
     }
 }
 
@@ -160,7 +155,7 @@ impl Replica for EngineReplica {
             return Err(EngineError::Stopped);
         }
         let place = self.load.wait(self.queue);
-        let place = place.ok_or_else(|| EngineError::QueueFull { retry_after: self.retry_after() })?;
+        let place = place.ok_or_else(|| self.queue_full())?;
         let cancel = CancelHandle::default();
         let job = Job { request, sink, cancel: cancel.clone(), submitted: Instant::now(), _place: place };
         self.inbox.send(job).map_err(|_| EngineError::Stopped)?;

@@ -2,6 +2,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+/// The shortest time that a refused caller is told to wait.
+pub(crate) const LEAST_RETRY_AFTER: Duration = Duration::from_millis(10);
+/// The longest.
+pub(crate) const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
+
 /// Why a request has no reply.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum EngineError {
@@ -56,6 +61,13 @@ pub enum EngineError {
     /// The chat template cannot render these messages.
     #[error("the chat template refused the messages: {0}")]
     Template(String),
+}
+
+impl EngineError {
+    /// [`QueueFull`](Self::QueueFull), for a caller who may find a place after `wait`.
+    pub(crate) fn queue_full(wait: Duration) -> Self {
+        Self::QueueFull { retry_after: wait.clamp(LEAST_RETRY_AFTER, MOST_RETRY_AFTER) }
+    }
 }
 
 /// A model reference's option that cannot be used.

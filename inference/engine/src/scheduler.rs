@@ -31,8 +31,8 @@ use crate::{
     speculation::{StepCost, depths},
 };
 
-/// A model that fails this many steps in a row is given up.
-const MAX_FAILURES_IN_A_ROW: u32 = 3;
+/// A model that fails this many steps in a row is given up, so that its supervisor loads it anew.
+pub(crate) const MAX_FAILURES_IN_A_ROW: u32 = 3;
 /// Weight of the newest step in the running mean of step times.
 const NEWEST_STEP: f64 = 0.1;
 /// What a step is taken to cost before one was measured.

@@ -30,6 +30,20 @@ impl Model {
         }
     }
 
+    fn inner(&self) -> &dyn TokenModel {
+        match self {
+            Self::Kernels(model) => &**model,
+            Self::Tensors(model) => &**model,
+        }
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn TokenModel {
+        match self {
+            Self::Kernels(model) => &mut **model,
+            Self::Tensors(model) => &mut **model,
+        }
+    }
+
     /// Computes one step as [`TokenModel::step`] does, but shows `visit` the logits after every token: the number of its input,
     /// its number in that input, and the row. For comparing with reference values; a server wants none of these but the last.
     ///
@@ -57,58 +71,34 @@ impl Model {
 
 impl TokenModel for Model {
     fn lanes(&self) -> usize {
-        match self {
-            Self::Kernels(model) => model.lanes(),
-            Self::Tensors(model) => model.lanes(),
-        }
+        self.inner().lanes()
     }
 
     fn context_tokens(&self) -> usize {
-        match self {
-            Self::Kernels(model) => model.context_tokens(),
-            Self::Tensors(model) => model.context_tokens(),
-        }
+        self.inner().context_tokens()
     }
 
     fn vocabulary(&self) -> usize {
-        match self {
-            Self::Kernels(model) => model.vocabulary(),
-            Self::Tensors(model) => model.vocabulary(),
-        }
+        self.inner().vocabulary()
     }
 
     fn block_tokens(&self) -> usize {
-        match self {
-            Self::Kernels(model) => model.block_tokens(),
-            Self::Tensors(model) => model.block_tokens(),
-        }
+        self.inner().block_tokens()
     }
 
     fn blocks(&self) -> usize {
-        match self {
-            Self::Kernels(model) => model.blocks(),
-            Self::Tensors(model) => model.blocks(),
-        }
+        self.inner().blocks()
     }
 
     fn place(&mut self, lane: Lane, blocks: &[Block]) {
-        match self {
-            Self::Kernels(model) => model.place(lane, blocks),
-            Self::Tensors(model) => model.place(lane, blocks),
-        }
+        self.inner_mut().place(lane, blocks);
     }
 
     fn copy(&mut self, copy: BlockCopy) {
-        match self {
-            Self::Kernels(model) => model.copy(copy),
-            Self::Tensors(model) => model.copy(copy),
-        }
+        self.inner_mut().copy(copy);
     }
 
     fn step(&mut self, inputs: &[LaneInput<'_>], logits: &mut Vec<f32>) -> Result<(), EngineError> {
-        match self {
-            Self::Kernels(model) => model.step(inputs, logits),
-            Self::Tensors(model) => model.step(inputs, logits),
-        }
+        self.inner_mut().step(inputs, logits)
     }
 }

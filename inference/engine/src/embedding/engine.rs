@@ -21,15 +21,8 @@ use super::{
 };
 use crate::{
     EngineError, Lifeline, ReplicaInfo, ReplicaLoad, TokenId, lifeline::Life, load::Load, metrics::ReplicaMetrics,
+    scheduler::MAX_FAILURES_IN_A_ROW,
 };
-
-/// Steps in a row that may fail before the engine ends, so that its supervisor loads the model anew.
-const MOST_FAILURES: u32 = 3;
-
-/// The shortest time that a refused caller is told to wait.
-const LEAST_RETRY_AFTER: Duration = Duration::from_millis(10);
-/// The longest.
-const MOST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Starts embedding engines.
 pub struct EmbeddingEngine;
@@ -156,10 +149,7 @@ impl EmbeddingReplica for EmbeddingEngineReplica {
             return Err(EngineError::Stopped);
         }
         let queue = self.options.queue.max(1);
-        let full = || {
-            let retry_after = self.backlog.time_left() / queue as u32;
-            EngineError::QueueFull { retry_after: retry_after.clamp(LEAST_RETRY_AFTER, MOST_RETRY_AFTER) }
-        };
+        let full = || EngineError::queue_full(self.backlog.time_left() / queue as u32);
         let place = self.load.wait(queue).ok_or_else(full)?;
         let tokens: usize = request.texts.iter().map(Vec::len).sum();
         let (reply, pending) = oneshot::channel();
@@ -255,7 +245,7 @@ impl EngineThread {
         tracing::error!(%error, failures = self.failures, "the embedding model failed");
         let (metrics, backlog) = (&self.metrics, &self.backlog);
         self.turns.failed(batch, &error, |how, job| note(metrics, backlog, how, job));
-        if error == EngineError::Stopped || self.failures == MOST_FAILURES { Err(error) } else { Ok(()) }
+        if error == EngineError::Stopped || self.failures == MAX_FAILURES_IN_A_ROW { Err(error) } else { Ok(()) }
     }
 }
 

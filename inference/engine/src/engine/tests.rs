@@ -3,6 +3,7 @@
 use std::sync::mpsc::sync_channel;
 
 use super::*;
+use crate::error::{LEAST_RETRY_AFTER, MOST_RETRY_AFTER};
 use crate::{
     Finish, GenerateEvent, LaneInput,
     fake::{Ear, FakeCodec, FakeModel, Heard, Hooked, MAKES_PANIC, MAKES_STOP, VOCABULARY, expected, request},

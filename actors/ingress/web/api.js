@@ -28,9 +28,10 @@ async function call(method, path, body) {
 
 const conversation = (id) => `/v1/conversations/${encodeURIComponent(id)}`;
 
-/** The names of the models. */
+/** The names of the models that one can talk to. */
 export async function models() {
-  return (await call("GET", "/v1/models")).data.map((model) => model.id);
+  const { data } = await call("GET", "/v1/models");
+  return data.filter((model) => model.kind !== "embedding").map((model) => model.id);
 }
 
 /** The newest conversations first: their ids are made so. */

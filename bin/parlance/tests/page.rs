@@ -13,11 +13,15 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/page.py
 const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/services/venv/bin/python");
 /// Slow enough to be watched.
 const MODEL: &str = "scripted:ttft_ms=100,token_ms=60,tokens=40";
-const CHECKS: usize = 8;
+/// A model that nobody can talk to.
+const EMBEDS: &str = "all-minilm-l6-v2";
+const CHECKS: usize = 9;
 
 fn up(place: &Place, listen: &str) -> Command {
     let mut up = place.parlance();
-    up.args(["up", "--listen", listen, "--model", MODEL, "--data"]).arg(place.data());
+    let config = place.file("parlance.toml", format!("[models.{EMBEDS}]\n"));
+    up.args(["up", "--listen", listen, "--model", MODEL, "--config"]).arg(config);
+    up.args(["--model-dir", concat!(env!("CARGO_MANIFEST_DIR"), "/../../models"), "--data"]).arg(place.data());
     up
 }
 
@@ -26,6 +30,7 @@ fn a_person_can_chat_in_a_browser() {
     let place = Place::new();
     let mut node = Node::start(&place, &mut up(&place, "127.0.0.1:0"));
     node.wait_ready();
+    node.wait_for_model(EMBEDS);
     let address = node.address().to_string();
     let mut browser = Command::new(PYTHON)
         .args([SCRIPT, &node.url("/")])

@@ -43,8 +43,8 @@ pub(crate) struct Subject {
 }
 
 enum Kind {
-    /// This node, with a precision.
-    Parlance(&'static str),
+    /// This node, with a precision and a choice of speculation.
+    Parlance(&'static str, &'static str),
     /// llama.cpp's server, with a model file.
     Llama(PathBuf),
     /// vLLM, with a type of numbers.
@@ -71,7 +71,12 @@ struct Peer(Child);
 
 /// Everybody who is there.
 pub(crate) fn subjects() -> Vec<Subject> {
-    let ours = ["int8", "f32"].map(|precision| (format!("parlance {precision}"), Kind::Parlance(precision)));
+    let ours = [
+        ("parlance int8", Kind::Parlance("int8", "auto")),
+        ("parlance int8, speculation off", Kind::Parlance("int8", "off")),
+        ("parlance f32", Kind::Parlance("f32", "auto")),
+    ];
+    let ours = ours.map(|(name, kind)| (name.to_owned(), kind));
     let made = ["Q8_0", "Q4_0", "BF16", "F32"].map(|format| (format, peers().join(format!("formats/{format}.gguf"))));
     let files = [("Q4_1, as shipped", model_file())].into_iter().chain(made);
     let llama = files.filter(|(_, file)| llama_server().is_file() && file.is_file());
@@ -99,13 +104,13 @@ fn model_file() -> PathBuf {
 
 impl Subject {
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.kind, Kind::Parlance(_))
+        matches!(self.kind, Kind::Parlance(..))
     }
 
     /// Starts it and waits until it takes requests.
     pub(crate) fn start(&self) -> Running {
         match &self.kind {
-            Kind::Parlance(precision) => start_node(precision),
+            Kind::Parlance(precision, speculation) => start_node(precision, speculation),
             Kind::Llama(file) => self.start_peer(llama_command(file), LLAMA_SWITCHES),
             Kind::Vllm(numbers) => self.start_peer(vllm_command(numbers), VLLM_SWITCHES),
         }
@@ -129,11 +134,12 @@ impl Subject {
     }
 }
 
-fn start_node(precision: &str) -> Running {
+fn start_node(precision: &str, speculation: &str) -> Running {
     let place = Place::new();
     let source = fs::canonicalize(model_file()).expect("the model was fetched");
     let config = format!(
-        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nlanes = {LANES}\ncontext_tokens = {LANE_TOKENS}\nkept_tokens = 0\n",
+        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nspeculation = '{speculation}'\nlanes = {LANES}\n\
+         context_tokens = {LANE_TOKENS}\nkept_tokens = 0\n",
         source.display()
     );
     let config = place.file("parlance.toml", config);

@@ -70,12 +70,18 @@ fn decodes(rows: &[Row]) -> String {
     table("decoding alone, tokens/s; what the server counted per answer", head.collect(), rows, line)
 }
 
-/// The first of ours over the best of the others, whose name stands with it; nothing if either is missing.
+/// Our first two over the best of the others, whose name stands with it; nothing if nobody else is there.
 fn ratios(rows: &[Row]) -> String {
     let (ours, peers): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.is_ours);
-    let (Some(ours), false) = (ours.first(), peers.is_empty()) else { return String::new() };
-    let highest = |value: &dyn Fn(&Row) -> f64| ratio(ours, &peers, value, f64::gt);
-    let lowest = |value: &dyn Fn(&Row) -> f64| ratio(ours, &peers, value, f64::lt);
+    if peers.is_empty() {
+        return String::new();
+    }
+    ours.iter().take(2).map(|ours| ratios_of(ours, &peers)).collect::<Vec<_>>().join("\n")
+}
+
+fn ratios_of(ours: &Row, peers: &[&Row]) -> String {
+    let highest = |value: &dyn Fn(&Row) -> f64| ratio(ours, peers, value, f64::gt);
+    let lowest = |value: &dyn Fn(&Row) -> f64| ratio(ours, peers, value, f64::lt);
     let each = |ratio: &dyn Fn(usize) -> String| (0..CALLERS.len()).map(ratio).collect::<Vec<_>>().join(" | ");
     let name = &ours.name;
     let lines = [

@@ -142,6 +142,11 @@ def several(page):
     ok("conversations are listed, switched and deleted")
 
 
+def choosing(page):
+    expect(page.locator("#model option")).to_have_text(["scripted"])
+    ok("only models that one can talk to are offered")
+
+
 def main():
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
@@ -151,6 +156,7 @@ def main():
         problems = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(URL)
+        choosing(page)
         first = streaming(page)
         history(page, first)
         regenerating(page, stopping(page))

@@ -1,6 +1,7 @@
 //! Directories and files that are not what the embedded store left there.
 
 mod common;
+mod directory;
 
 use std::{
     error::Error,
@@ -9,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{SMALL, checkpoint, copy, held, record};
+use common::{SMALL, checkpoint, held, record};
+use directory::copy;
 use parlance_cluster_records::{LocalRecords, RecordStore, RecordsError};
 
 const RECORDS: u64 = 600;

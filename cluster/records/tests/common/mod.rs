@@ -1,7 +1,5 @@
 //! What the tests of the embedded store share: one session whose items are numbered like the positions that wrote them.
 
-use std::{fs, io, path::Path};
-
 use bytes::Bytes;
 use parlance_cluster_protocol::{Position, SessionKey, ShardId};
 use parlance_cluster_records::{Change, ChangeKind, LocalOptions, LocalRecords, Order, RecordStore, RecordsError, Row};
@@ -52,14 +50,4 @@ fn put_item(index: u64, item: Bytes) -> ChangeKind {
 
 pub(crate) fn number(text: &[u8]) -> u64 {
     String::from_utf8_lossy(text).trim().parse().expect("a checkpoint is its position")
-}
-
-/// Copies a directory as it stands.
-pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
-        if entry.is_dir() { copy(&entry, &to)? } else { fs::copy(&entry, &to).map(drop)? }
-    }
-    Ok(())
 }

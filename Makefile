@@ -68,7 +68,8 @@ bench: ## Measure turns per second, memory per session and the models
 	@.ci/services build
 	$(CARGO) build --release -p parlance
 	target/release/parlance model fetch
-	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench models --bench reuse --bench products
+	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench models --bench reuse --bench products \
+		--bench batching --bench context
 
 bench-inference: ## Measure the model over HTTP beside llama.cpp's server, and vLLM if `.ci/services vllm` installed it
 	@.ci/services build

@@ -158,9 +158,10 @@ fn status(refusal: &Refusal) -> StatusCode {
         }
         Refusal::IdempotencyConflict | Refusal::SessionExists | Refusal::SessionMovedOn => StatusCode::CONFLICT,
         // The caller's own limits, as against ours below.
-        Refusal::SessionBusy { .. } | Refusal::QueueFull { .. } | Refusal::RateLimited(_) => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
+        Refusal::SessionBusy { .. }
+        | Refusal::QueueFull { .. }
+        | Refusal::RateLimited(_)
+        | Refusal::Engine(EngineError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
         Refusal::Engine(EngineError::DeadlineExceeded) => StatusCode::GATEWAY_TIMEOUT,
         Refusal::Engine(EngineError::ModelFailed(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         Refusal::ModelNotReady { .. }
@@ -169,7 +170,7 @@ fn status(refusal: &Refusal) -> StatusCode {
         | Refusal::RecordsUnavailable(_)
         | Refusal::Draining
         | Refusal::Parked(_)
-        | Refusal::Engine(EngineError::QueueFull { .. } | EngineError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+        | Refusal::Engine(EngineError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -240,6 +241,7 @@ mod tests {
             (parked, 503, "session_parked"),
             (Refusal::Blocked { code: "content_blocked", message: "not here".into() }, 400, "content_blocked"),
             (Refusal::Engine(EngineError::DeadlineExceeded), 504, "deadline_exceeded"),
+            (Refusal::Engine(EngineError::QueueFull { retry_after: Duration::ZERO }), 429, "queue_full"),
             (Refusal::Engine(EngineError::Stopped), 503, "model_failed"),
             (Refusal::Engine(EngineError::Template("roles".into())), 400, "invalid_value"),
             (Refusal::Engine(EngineError::ModelFailed("nan".into())), 500, "model_failed"),

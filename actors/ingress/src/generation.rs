@@ -3,7 +3,7 @@
 //! A parameter that would change the answer and that this server cannot honour is refused with its name. One that changes
 //! nothing about the answer is accepted and has no effect. Unknown parameters are refused, since they are mostly misspelt.
 
-use parlance_cluster_protocol::GenerationOptions;
+use parlance_cluster_protocol::{GenerationOptions, ServiceTier};
 use serde_json::Value;
 
 use crate::{
@@ -34,8 +34,23 @@ pub(crate) fn sampling(body: &mut Object) -> Result<GenerationOptions, ApiError>
         repetition_penalty: above_zero(body, "repetition_penalty", 2.0)?,
         presence_penalty: body.number("presence_penalty", -2.0..=2.0)?,
         frequency_penalty: body.number("frequency_penalty", -2.0..=2.0)?,
+        tier: service_tier(body)?,
         ..GenerationOptions::default()
     })
+}
+
+/// The caller's wish for its place among its own waiting requests. What other providers sell as "scale" has no place of its own here.
+fn service_tier(body: &mut Object) -> Result<ServiceTier, ApiError> {
+    let path = body.path("service_tier");
+    match body.string("service_tier")?.as_deref() {
+        None | Some("auto" | "default" | "scale") => Ok(ServiceTier::Default),
+        Some("flex") => Ok(ServiceTier::Flex),
+        Some("priority") => Ok(ServiceTier::Priority),
+        Some(_) => {
+            let message = format!("Invalid value for '{path}': it is one of auto, default, flex, priority and scale.");
+            Err(ApiError::invalid(Some(path), message))
+        }
+    }
 }
 
 fn above_zero(body: &mut Object, name: &str, most: f64) -> Result<Option<f32>, ApiError> {
@@ -125,7 +140,6 @@ const HARMLESS: &[&str] = &[
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
-    "service_tier",
     "store",
     "tool_choice",
     "truncation",

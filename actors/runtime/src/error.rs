@@ -120,10 +120,8 @@ impl Refusal {
             Self::SessionMovedOn => "session_moved_on",
             Self::SessionBusy { .. } => "session_busy",
             Self::RateLimited(_) => "rate_limited",
-            Self::QueueFull { .. } => "queue_full",
-            Self::ModelNotReady { .. } | Self::Overloaded { .. } | Self::Engine(EngineError::QueueFull { .. }) => {
-                "overloaded"
-            }
+            Self::QueueFull { .. } | Self::Engine(EngineError::QueueFull { .. }) => "queue_full",
+            Self::ModelNotReady { .. } | Self::Overloaded { .. } => "overloaded",
             Self::LogUnavailable(_) => "log_unavailable",
             Self::RecordsUnavailable(_) => "records_unavailable",
             Self::Draining => "draining",

@@ -1,8 +1,12 @@
 //! The guard's place around a generation: messages before they are rendered for the model, text before anybody sees it.
+//!
+//! A guard that panics lets nothing through: its request fails, and nothing else does, on whatever thread it was asked.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use parlance_actors_guard::{Block, Guards, InputVerdict, OutputReview, OutputVerdict};
 use parlance_cluster_protocol::Item;
-use parlance_inference_engine::{EventSink, GenerateEvent, TokenId, TokenLogprob};
+use parlance_inference_engine::{EngineError, EventSink, GenerateEvent, TokenId, TokenLogprob};
 
 use crate::Refusal;
 
@@ -17,9 +21,9 @@ impl<'a> Reviewed<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Blocked`] if the model may get nothing.
+    /// [`Refusal::Blocked`] if the model may get nothing, [`Refusal::Engine`] if the guard fails.
     pub(crate) fn new(guards: &Guards, tenant: &str, messages: Vec<&'a Item>) -> Result<Self, Refusal> {
-        let masked = match guards.input.review(tenant, &messages) {
+        let masked = match caught("prompt", || guards.input.review(tenant, &messages))? {
             InputVerdict::Pass => None,
             InputVerdict::Masked(masked) => Some(masked),
             InputVerdict::Blocked(block) => return Err(block.into()),
@@ -50,29 +54,41 @@ pub(crate) struct Guarded<S> {
 }
 
 impl<S: Blockable> Guarded<S> {
-    pub(crate) fn new(guards: &Guards, tenant: &str, sink: S) -> Self {
-        Self { sink, review: guards.output.begin(tenant), blocked: false }
+    /// # Errors
+    ///
+    /// [`Refusal::Engine`] if the guard fails.
+    pub(crate) fn new(guards: &Guards, tenant: &str, sink: S) -> Result<Self, Refusal> {
+        let review = caught("reply", || guards.output.begin(tenant))?;
+        Ok(Self { sink, review, blocked: false })
     }
 
     /// Probabilities spell out their tokens, so they pass only with a text that passes unchanged and at once.
     fn review_tokens(&mut self, ids: Vec<TokenId>, text: String, mut logprobs: Vec<TokenLogprob>) -> bool {
         let said = (!logprobs.is_empty()).then(|| text.clone());
-        match self.review.push(text) {
-            OutputVerdict::Release(text) => {
+        match caught("reply", || self.review.push(text)) {
+            Ok(OutputVerdict::Release(text)) => {
                 if said.is_some_and(|said| said != text) {
                     logprobs.clear();
                 }
                 self.sink.send(GenerateEvent::Tokens { ids, text, logprobs })
             }
-            OutputVerdict::Blocked(block) => self.block(block),
+            Ok(OutputVerdict::Blocked(block)) => self.block(block.into()),
+            Err(refusal) => self.block(refusal),
         }
     }
 
-    fn block(&mut self, block: Block) -> bool {
+    fn block(&mut self, refusal: Refusal) -> bool {
         self.blocked = true;
-        self.sink.blocked(block.into());
+        self.sink.blocked(refusal);
         false
     }
+}
+
+fn caught<T>(what: &str, review: impl FnOnce() -> T) -> Result<T, Refusal> {
+    catch_unwind(AssertUnwindSafe(review)).map_err(|_| {
+        tracing::error!(what, "the guard panicked");
+        Refusal::Engine(EngineError::ModelFailed(format!("the {what} could not be reviewed")))
+    })
 }
 
 impl<S: Blockable> EventSink for Guarded<S> {
@@ -83,13 +99,14 @@ impl<S: Blockable> EventSink for Guarded<S> {
         }
         match event {
             GenerateEvent::Tokens { ids, text, logprobs } => self.review_tokens(ids, text, logprobs),
-            GenerateEvent::Finished { .. } => match self.review.finish() {
-                OutputVerdict::Release(text) if text.is_empty() => self.sink.send(event),
-                OutputVerdict::Release(text) => {
+            GenerateEvent::Finished { .. } => match caught("reply", || self.review.finish()) {
+                Ok(OutputVerdict::Release(text)) if text.is_empty() => self.sink.send(event),
+                Ok(OutputVerdict::Release(text)) => {
                     self.sink.send(GenerateEvent::Tokens { ids: Vec::new(), text, logprobs: Vec::new() })
                         && self.sink.send(event)
                 }
-                OutputVerdict::Blocked(block) => self.block(block),
+                Ok(OutputVerdict::Blocked(block)) => self.block(block.into()),
+                Err(refusal) => self.block(refusal),
             },
             GenerateEvent::Failed(_) => self.sink.send(event),
         }

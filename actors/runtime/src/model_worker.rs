@@ -1,8 +1,9 @@
 //! The owner of one loaded model replica, of either kind: loads it, reports it to the model manager, and fails when its engine ends, so that its
 //! supervisor has it loaded again.
 //!
-//! One per replica, spawned by the supervisor of one loading of a model. A restart loses what the engine was computing: the sinks of
-//! its requests are dropped, and whoever waits for them tries again. Requests do not pass through here: they are handed to the replica.
+//! One per replica, spawned by the supervisor of one loading of a model. A restart loses what the engine was computing: its requests are
+//! told, and those that had shown nothing are tried again by whoever waits for them. Requests do not pass through here: they are handed
+//! to the replica.
 
 use std::sync::Arc;
 

@@ -54,7 +54,9 @@ pub(crate) struct Stateless<'a> {
     pub(crate) options: &'a GenerationOptions,
     pub(crate) seed: u64,
     pub(crate) logprobs: Option<u32>,
-    pub(crate) deadline: Duration,
+    pub(crate) deadline: Instant,
+    /// Whether it was admitted before, by a replica that has died since.
+    pub(crate) promised: bool,
 }
 
 impl Models {
@@ -105,14 +107,15 @@ impl Models {
         }
     }
 
-    /// Checks what can be checked before a turn is accepted: options, model, and that what is to be answered fits its context.
+    /// Checks what can be checked before a turn is accepted: options, model, and that what is to be answered fits its context. Answers
+    /// how many tokens that has; earlier turns are mostly in a cache, and are not counted.
     pub(crate) fn check(
         &self,
         options: &GenerationOptions,
         input: &[Item],
         instructions: Option<&str>,
         history: History,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u32, Refusal> {
         validate_options(options)?;
         let replica = self.0.registry.route(&options.model, 0)?;
         let latest = match history {
@@ -122,10 +125,22 @@ impl Models {
         let items: Vec<&Item> = latest.map_or_else(|| input.iter().collect(), |latest| vec![latest]);
         let instructions = instructions.map(|text| Item { role: Role::System, text: text.to_owned() });
         let items: Vec<&Item> = instructions.iter().chain(items).collect();
-        if !items.is_empty() {
-            prepare(&*replica, turn(&items, options, History::Given))?;
+        if items.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        Ok(prepare(&*replica, turn(&items, options, History::Given))?.prompt.token_count)
+    }
+
+    /// Whether a turn of that size may be accepted now. A model that is not ready has its turns wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Engine`] with the time after which it is worth another try.
+    pub(crate) fn admits(&self, model: &str, tenant: &str, prompt_tokens: u32) -> Result<(), Refusal> {
+        match self.0.registry.route(model, 0) {
+            Ok(replica) => Ok(replica.admits(tenant, prompt_tokens)?),
+            Err(_not_ready) => Ok(()),
+        }
     }
 
     /// Renders a session's turn for the replica that is to answer it. `messages` are the order's, as the guard lets them through.
@@ -149,6 +164,7 @@ impl Models {
                 deadline: Some((Instant::now() + left).into_std()),
                 tenant,
                 affinity: order.affinity,
+                promised: true,
                 ..turn(messages, &order.options, order.history)
             },
         )?;
@@ -163,8 +179,9 @@ impl Models {
             Turn {
                 seed: stateless.seed,
                 logprobs: stateless.logprobs,
-                deadline: Some((Instant::now() + stateless.deadline).into_std()),
+                deadline: Some(stateless.deadline.into_std()),
                 tenant: stateless.tenant,
+                promised: stateless.promised,
                 ..turn(stateless.input, stateless.options, History::Given)
             },
         )?;
@@ -197,6 +214,7 @@ fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, history: Hist
         deadline: None,
         tenant: "",
         affinity: 0,
+        promised: false,
         drop_oldest: history == History::Session,
     }
 }

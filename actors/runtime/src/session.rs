@@ -35,6 +35,8 @@ pub(crate) enum SessionCommand {
         user: Option<UserHash>,
         create: bool,
         behind: Option<u64>,
+        /// Of what it asks, for the model to say whether it has room.
+        prompt_tokens: u32,
         permit: Permit,
         reply: Reply<AcceptedTurn>,
     },
@@ -252,7 +254,12 @@ impl SessionState {
             return Ok(());
         }
         match command {
-            SessionCommand::Submit { turn, user, create, behind, permit, reply } => {
+            SessionCommand::Submit { turn, user, create, behind, prompt_tokens, permit, reply } => {
+                if let Err(refusal) = self.check_room(&turn, prompt_tokens) {
+                    // A caller that is gone needs no answer.
+                    let _gone = reply.send(Err(refusal));
+                    return Ok(());
+                }
                 let submit = |caller| Command::Submit { caller, turn, create, behind };
                 self.ask(Waiting::Submit { reply, permit }, user, submit)
             }
@@ -282,6 +289,16 @@ impl SessionState {
                 self.on_watch(turn, after, reply);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether the model has room for a turn. One that was accepted before is joined, room or not.
+    fn check_room(&self, turn: &TurnAccepted, prompt_tokens: u32) -> Result<(), Refusal> {
+        match &self.dialogue {
+            Ok(dialogue) if !dialogue.knows(turn) => {
+                self.services.models.admits(&turn.options.model, &self.session.tenant, prompt_tokens)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -59,6 +59,15 @@ pub struct RegenerateRequest {
     pub user: Option<UserHash>,
 }
 
+/// A turn that is to be accepted.
+struct Proposal {
+    turn: TurnAccepted,
+    user: Option<UserHash>,
+    create: bool,
+    behind: Option<u64>,
+    prompt_tokens: u32,
+}
+
 /// Reaches every session. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
@@ -86,7 +95,7 @@ impl Sessions {
 
     async fn try_submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
         self.services.models.fetch(&request.options.model).await?;
-        self.services.models.check(
+        let prompt_tokens = self.services.models.check(
             &request.options,
             &request.input,
             request.instructions.as_deref(),
@@ -107,7 +116,9 @@ impl Sessions {
             instructions: request.instructions,
             deadline: node::deadline(&self.services),
         };
-        self.accept(session, turn, request.user, request.create, request.behind).await
+        let proposal =
+            Proposal { turn, user: request.user, create: request.create, behind: request.behind, prompt_tokens };
+        self.accept(session, proposal).await
     }
 
     /// The turn that a request with this key, if it has one, is: `turn` for the first such request.
@@ -145,7 +156,7 @@ impl Sessions {
     pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
         let options = request.options.unwrap_or_default();
         self.services.models.fetch(&options.model).await?;
-        self.services.models.check(&options, &[], None, History::Session)?;
+        let prompt_tokens = self.services.models.check(&options, &[], None, History::Session)?;
         let replaces = match request.replaces {
             Some(turn) => turn,
             None => self.last_turn(session).await?,
@@ -165,7 +176,8 @@ impl Sessions {
             instructions: None,
             deadline: node::deadline(&self.services),
         };
-        self.accept(session, turn, request.user, false, None).await
+        let proposal = Proposal { turn, user: request.user, create: false, behind: None, prompt_tokens };
+        self.accept(session, proposal).await
     }
 
     async fn last_turn(&self, session: &SessionKey) -> Result<TurnId, Refusal> {
@@ -176,18 +188,13 @@ impl Sessions {
         items.first().and_then(|item| item.turn).ok_or_else(no_reply)
     }
 
-    async fn accept(
-        &self,
-        session: &SessionKey,
-        turn: TurnAccepted,
-        user: Option<UserHash>,
-        create: bool,
-        behind: Option<u64>,
-    ) -> Result<AcceptedTurn, Refusal> {
+    async fn accept(&self, session: &SessionKey, proposal: Proposal) -> Result<AcceptedTurn, Refusal> {
+        let Proposal { turn, user, create, behind, prompt_tokens } = proposal;
         self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
         let permit = self.services.turns.admit(&session.tenant)?;
         let turn = Box::new(turn);
-        self.ask(session, |reply| SessionCommand::Submit { turn, user, create, behind, permit, reply }).await
+        let submit = |reply| SessionCommand::Submit { turn, user, create, behind, prompt_tokens, permit, reply };
+        self.ask(session, submit).await
     }
 
     /// Ends a turn (or the running one) with what there is of its reply. Answers whether there was one to end.

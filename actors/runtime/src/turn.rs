@@ -3,7 +3,7 @@
 //! The text lies once, with the writer; every watcher reads it at its own pace from a byte offset. So a slow watcher costs nothing,
 //! nothing is lost, and the memory of a turn is bounded by its reply.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Replied, TurnFailed, TurnId, UserHash,
@@ -148,20 +148,52 @@ pub struct TurnStream {
     read_logprobs: usize,
     ended: bool,
     /// Ends a stateless generation with its only watcher.
-    cancel: Option<CancelHandle>,
+    cancel: Option<Cancellation>,
 }
 
 impl Drop for TurnStream {
     fn drop(&mut self) {
-        if let Some(handle) = &self.cancel {
-            handle.cancel();
+        if let Some(cancellation) = &self.cancel {
+            cancellation.cancel();
         }
     }
 }
 
+/// Ends a generation, whichever of its attempts is running.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cancellation(Arc<Mutex<Cancellable>>);
+
+#[derive(Debug, Default)]
+struct Cancellable {
+    /// Few: an attempt follows only on a replica's death.
+    attempts: Vec<CancelHandle>,
+    cancelled: bool,
+}
+
+impl Cancellation {
+    /// From now on, this ends the attempt of `handle` too.
+    pub(crate) fn cover(&self, handle: CancelHandle) {
+        let mut state = self.state();
+        if state.cancelled {
+            handle.cancel();
+        }
+        state.attempts.push(handle);
+    }
+
+    fn cancel(&self) {
+        let mut state = self.state();
+        state.cancelled = true;
+        state.attempts.iter().for_each(CancelHandle::cancel);
+    }
+
+    fn state(&self) -> MutexGuard<'_, Cancellable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl TurnStream {
-    pub(crate) fn cancel_on_drop(&mut self, handle: CancelHandle) {
-        self.cancel = Some(handle);
+    pub(crate) fn cancel_on_drop(&mut self, cancellation: Cancellation) {
+        self.cancel = Some(cancellation);
     }
 
     /// What comes next; `None` behind the end.

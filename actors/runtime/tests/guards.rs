@@ -8,6 +8,7 @@ use common::*;
 use parlance_actors_guard::{Block, InputGuard, InputVerdict, OutputGuard, OutputReview, OutputVerdict};
 use parlance_actors_runtime::{Guards, ItemQuery, Node, NodeOptions, Refusal, StatelessRequest, TurnOutcome};
 use parlance_cluster_protocol::{GenerationOptions, Item, Role, TurnId};
+use parlance_inference_engine::EngineError;
 
 const ALL: ItemQuery = ItemQuery { from: None, descending: false, limit: 1_000 };
 const SECRET: &str = "hunter2";
@@ -26,12 +27,14 @@ impl InputGuard for Door {
     }
 }
 
-/// Lets out capitals, the last one at the end, and no answer to "whisper" behind its first four letters.
+/// Lets out capitals, the last one at the end, and no answer to "whisper" behind its first four letters. Panics at one to "burst", and at
+/// the end of one to "sting".
 struct Window;
 
 #[derive(Default)]
 struct Capitals {
     held: String,
+    stings: bool,
 }
 
 impl OutputGuard for Window {
@@ -45,12 +48,15 @@ impl OutputReview for Capitals {
         if delta.starts_with(&mark("whisper")) {
             return OutputVerdict::Blocked(block());
         }
+        assert!(!delta.starts_with(&mark("burst")), "a guard with a bug");
+        self.stings |= delta.starts_with(&mark("sting"));
         self.held.push_str(&delta.to_uppercase());
         let last = self.held.pop().unwrap_or_default();
         OutputVerdict::Release(std::mem::replace(&mut self.held, last.into()))
     }
 
     fn finish(&mut self) -> OutputVerdict {
+        assert!(!self.stings, "a guard with a bug in its tail");
         OutputVerdict::Release(std::mem::take(&mut self.held))
     }
 }
@@ -109,8 +115,14 @@ async fn a_guard_that_panics_fails_the_turn_and_nothing_else() {
     let data = tempfile::tempdir().expect("a directory");
     let node = guarded(data.path()).await;
     let key = session("unlucky");
-    let accepted = node.sessions().submit(&key, request("explode")).await.expect("accepted");
-    assert_eq!(code_of(finish(accepted.stream).await.1), "model_failed");
+    for text in ["explode", "burst", "sting"] {
+        let accepted = node.sessions().submit(&key, request(text)).await.expect("accepted");
+        assert_eq!(code_of(finish(accepted.stream).await.1), "model_failed", "{text}");
+    }
+    assert_eq!(code_of(ask(&node, "burst").await.expect("begun")), "model_failed");
+    assert_eq!(code_of(ask(&node, "sting").await.expect("begun")), "model_failed");
+    let refused = ask(&node, "explode").await;
+    assert!(matches!(refused, Err(Refusal::Engine(EngineError::ModelFailed(_)))), "{refused:?}");
     assert_eq!(node.status().parked_sessions, 0);
     say(&node, &session("lucky"), "hello").await;
     stop(node).await;

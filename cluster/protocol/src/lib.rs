@@ -17,8 +17,8 @@ pub use error::WireError;
 pub use ids::{BodyHash, Epoch, Nonce, Offset, Position, Seq, ShardId, SlotId, TimestampMs, TurnId, UserHash};
 pub use record::{
     AttemptStarted, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound, ModelTag, Origin,
-    OutputFormat, Progress, Replied, Role, SessionEvent, SessionOpened, SessionRecord, SessionUpdated, TurnAccepted,
-    TurnFailed, Usage,
+    OutputFormat, Progress, Replied, Role, ServiceTier, SessionEvent, SessionOpened, SessionRecord, SessionUpdated,
+    TurnAccepted, TurnFailed, Usage,
 };
 pub use session::{MAX_KEY_PART_BYTES, SLOTS, SessionKey, shard_of_slot};
 

@@ -158,6 +158,20 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// What the reply is held to; any text where absent.
     pub format: Option<OutputFormat>,
+    /// Which of the tenant's waiting turns goes first.
+    pub tier: ServiceTier,
+}
+
+/// A turn's place among those of its tenant that wait for a model. It changes nothing between tenants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServiceTier {
+    /// In order of arrival.
+    #[default]
+    Default,
+    /// After all others.
+    Flex,
+    /// Before all others.
+    Priority,
 }
 
 /// What a reply is held to.

@@ -294,6 +294,16 @@ struct Options {
     stop: Vec<String>,
     #[prost(message, optional, tag = "11")]
     format: Option<Format>,
+    #[prost(enumeration = "Tier", tag = "12")]
+    tier: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+enum Tier {
+    Default = 0,
+    Flex = 1,
+    Priority = 2,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -560,6 +570,12 @@ impl From<&domain::GenerationOptions> for Options {
             frequency_penalty: options.frequency_penalty,
             stop: options.stop.clone(),
             format: options.format.as_ref().map(Into::into),
+            tier: match options.tier {
+                domain::ServiceTier::Default => Tier::Default,
+                domain::ServiceTier::Flex => Tier::Flex,
+                domain::ServiceTier::Priority => Tier::Priority,
+            }
+            .into(),
         }
     }
 }
@@ -579,6 +595,12 @@ impl TryFrom<Options> for domain::GenerationOptions {
             presence_penalty: options.presence_penalty,
             frequency_penalty: options.frequency_penalty,
             stop: options.stop,
+            // One from a newer release is as good as none: the answer is the same.
+            tier: match Tier::try_from(options.tier) {
+                Ok(Tier::Flex) => domain::ServiceTier::Flex,
+                Ok(Tier::Priority) => domain::ServiceTier::Priority,
+                Ok(Tier::Default) | Err(_) => domain::ServiceTier::Default,
+            },
             format: options.format.map(TryInto::try_into).transpose()?,
         })
     }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use parlance_cluster_protocol::{
     AttemptStarted, Entry, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound, ModelTag, Origin,
-    OutputFormat, Progress, Replied, Role, SessionEvent, SessionKey, SessionOpened, SessionRecord, SessionUpdated,
-    TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
+    OutputFormat, Progress, Replied, Role, ServiceTier, SessionEvent, SessionKey, SessionOpened, SessionRecord,
+    SessionUpdated, TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
 };
 use proptest::{collection, option, prelude::*};
 
@@ -45,9 +45,10 @@ fn options() -> impl Strategy<Value = GenerationOptions> {
     let penalties = (number(), number(), number());
     let schema = (text(), text()).prop_map(|(name, schema)| OutputFormat::JsonSchema { name, schema });
     let format = option::of(prop_oneof![Just(OutputFormat::JsonObject), schema]);
+    let tier = prop_oneof![Just(ServiceTier::Default), Just(ServiceTier::Flex), Just(ServiceTier::Priority)];
     let sampling = (number(), number(), count(), number());
-    (text(), count(), sampling, penalties, collection::vec(text(), 0..4), format).prop_map(
-        |(model, max_tokens, (temperature, top_p, top_k, min_p), penalties, stop, format)| GenerationOptions {
+    (text(), count(), sampling, penalties, collection::vec(text(), 0..4), (format, tier)).prop_map(
+        |(model, max_tokens, (temperature, top_p, top_k, min_p), penalties, stop, (format, tier))| GenerationOptions {
             model,
             max_tokens,
             temperature,
@@ -59,6 +60,7 @@ fn options() -> impl Strategy<Value = GenerationOptions> {
             frequency_penalty: penalties.2,
             stop,
             format,
+            tier,
         },
     )
 }

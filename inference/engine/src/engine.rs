@@ -3,7 +3,6 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
@@ -12,25 +11,32 @@ use std::{
 
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
-    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, TextCodec, TokenId, TokenModel,
+    PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, StepCosts, TextCodec, TokenId, TokenModel,
+    admission::Admission,
     grammar::GrammarCompiler,
     lifeline::Life,
     load::Load,
     metrics::ReplicaMetrics,
-    queue::Job,
+    queue::{Job, Unserved},
     scheduler::{Scheduler, Step},
     shape::ModelShape,
     window,
 };
 
 /// The bounds of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineOptions {
-    /// Requests that wait for a lane at most; every request does for a moment, so at least 1.
+    /// Requests that wait for a lane at most; every request does for a moment, so at least 1. A tenant gets as many places as it
+    /// leaves free.
     pub queue: usize,
+    /// The longest that a request is likely to wait for its first token. One that would wait longer is refused.
+    pub target_first_token: Duration,
+    /// What the model's steps cost, as far as that is known before the first one.
+    pub costs: StepCosts,
     /// Tokens of one step at most, over all lanes; more only where more lanes decode. Bounds how late a cancellation is seen.
     pub step_tokens: usize,
-    /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times.
+    /// Prompt tokens of one step at most while other requests decode: what a long prompt may add to their token times. Twice that for
+    /// a tenant that has less than its share of the lanes.
     pub prefill_chunk: usize,
     /// Tokens whose keys and values are kept at most when no request uses them any more, for others of the tenant that begin alike;
     /// by default as many as fit a quarter of the cache.
@@ -41,7 +47,15 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { queue: 256, step_tokens: 256, prefill_chunk: 64, kept_tokens: None, speculation: Speculation::default() }
+        Self {
+            queue: 512,
+            target_first_token: Duration::from_secs(10),
+            costs: StepCosts::default(),
+            step_tokens: 256,
+            prefill_chunk: 64,
+            kept_tokens: None,
+            speculation: Speculation::default(),
+        }
     }
 }
 
@@ -60,18 +74,17 @@ impl Engine {
         let metrics = Arc::new(ReplicaMetrics::new(&codec.info().name));
         let load = Load::new(metrics.clone());
         let shape = ModelShape::of(&*model);
-        let retry_after = Arc::new(AtomicU64::new(0));
+        let admission = Admission::new(load.clone(), shape.lanes, &options);
         let (inbox, jobs) = channel();
         let (lifeline, life) = Lifeline::new();
-        let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone());
-        let thread = EngineThread { scheduler, model, jobs, retry_after: retry_after.clone(), life };
+        let scheduler = Scheduler::new(shape, codec.clone(), options, metrics, load.clone(), admission.clone());
+        let thread = EngineThread { scheduler, model, jobs, life };
         let name = format!("engine {}", codec.info().name);
         let spawned = thread::Builder::new().name(name).spawn(move || thread.run(shape.is_usable()));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the engine");
         }
-        let queue = options.queue.max(1);
-        EngineReplica { codec, shape, queue, compiler: OnceLock::new(), load, retry_after, inbox, lifeline }
+        EngineReplica { codec, shape, compiler: OnceLock::new(), load, admission, inbox, lifeline }
     }
 }
 
@@ -79,12 +92,10 @@ impl Engine {
 pub struct EngineReplica {
     codec: Arc<dyn TextCodec>,
     shape: ModelShape,
-    queue: usize,
     /// Made for the first schema.
     compiler: OnceLock<Result<GrammarCompiler, EngineError>>,
     load: Arc<Load>,
-    /// In milliseconds, as of the last step.
-    retry_after: Arc<AtomicU64>,
+    admission: Arc<Admission>,
     inbox: Sender<Job>,
     lifeline: Lifeline,
 }
@@ -109,10 +120,6 @@ impl EngineReplica {
             Some(id) => Err(EngineError::ModelFailed(format!("token {id} is not in the vocabulary"))),
             None => Ok(()),
         }
-    }
-
-    fn queue_full(&self) -> EngineError {
-        EngineError::queue_full(Duration::from_millis(self.retry_after.load(Ordering::Relaxed)))
     }
 }
 
@@ -151,15 +158,24 @@ impl Replica for EngineReplica {
     /// [`EngineError::Template`] (it is empty) or [`EngineError::ModelFailed`] (it holds tokens of another vocabulary).
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError> {
         self.check(&request)?;
-        if self.lifeline.is_ended() {
+        if self.lifeline.is_closed() {
             return Err(EngineError::Stopped);
         }
-        let place = self.load.wait(self.queue);
-        let place = place.ok_or_else(|| self.queue_full())?;
+        let place = self.admission.admit(&request).map_err(EngineError::queue_full)?;
         let cancel = CancelHandle::default();
+        let sink = Unserved::new(sink);
         let job = Job { request, sink, cancel: cancel.clone(), submitted: Instant::now(), _place: place };
-        self.inbox.send(job).map_err(|_| EngineError::Stopped)?;
+        self.inbox.send(job).map_err(|refused| {
+            // The caller is told, and its sink is not.
+            drop(refused.0.sink.take());
+            EngineError::Stopped
+        })?;
         Ok(cancel)
+    }
+
+    fn admits(&self, tenant: &str, prompt_tokens: u32) -> Result<(), EngineError> {
+        let admitted = self.admission.check(tenant, prompt_tokens as usize);
+        admitted.map_err(|retry_after| EngineError::QueueFull { retry_after })
     }
 
     fn load(&self) -> ReplicaLoad {
@@ -171,14 +187,20 @@ impl Replica for EngineReplica {
     }
 }
 
-/// What the thread owns. Dropping it, however the thread ends, drops all sinks and the model, and then says that the engine has ended.
+/// What the thread owns. Dropping it, however the thread ends, says that the engine takes nothing more, then tells all sinks and drops the
+/// model, and at last says that the engine has ended.
 struct EngineThread {
     scheduler: Scheduler,
     model: Box<dyn TokenModel>,
     /// Bounded by the places that jobs hold.
     jobs: Receiver<Job>,
-    retry_after: Arc<AtomicU64>,
     life: Life,
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.life.close();
+    }
 }
 
 impl EngineThread {
@@ -190,20 +212,18 @@ impl EngineThread {
         loop {
             open &= self.take_jobs();
             if self.life.is_cut() {
+                self.life.close();
                 return self.scheduler.end_all();
             }
             match self.scheduler.step(&mut *self.model, Instant::now) {
-                Step::Worked => {
-                    let retry_after = self.scheduler.time_to_next_lane().as_millis() as u64;
-                    self.retry_after.store(retry_after, Ordering::Relaxed);
-                }
+                Step::Worked => {}
                 Step::Idle if open => match self.jobs.recv() {
                     Ok(job) => self.scheduler.submit(job),
                     Err(_) => return,
                 },
                 Step::Idle => return,
                 Step::Dead => {
-                    self.take_jobs();
+                    self.life.close();
                     return self.scheduler.end_all();
                 }
             }

@@ -40,10 +40,10 @@ pub enum EngineError {
     /// correct them.
     #[error("{0}")]
     Texts(String),
-    /// The queue is at its bound. Try again later.
-    #[error("the model's queue is full")]
+    /// The request would wait for its first token for longer than it is meant to, or too many wait. Try again later.
+    #[error("the model has as many requests as it can begin to answer in time")]
     QueueFull {
-        /// When a place is likely to be free.
+        /// When it is likely to be taken.
         retry_after: Duration,
     },
     /// The deadline passed before the reply was complete.

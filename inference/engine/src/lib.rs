@@ -3,7 +3,9 @@
 //!
 //! No burn and no actors here: a model is a [`TokenModel`] with a [`TextCodec`], a client is an [`EventSink`].
 
+mod admission;
 mod blocks;
+mod cost;
 mod embedding;
 mod engine;
 mod error;
@@ -27,10 +29,12 @@ mod sampling;
 mod scheduler;
 mod scripted;
 mod shape;
+mod shares;
 mod speculation;
 mod text;
 mod window;
 
+pub use cost::StepCosts;
 pub use embedding::{
     EmbeddingCodec, EmbeddingEngine, EmbeddingEngineReplica, EmbeddingInput, EmbeddingModel, EmbeddingOptions,
     EmbeddingReplica, EmbeddingRequest, Embeddings, ModelKind, ModelReplica, PendingEmbeddings,
@@ -44,8 +48,8 @@ pub use metrics::{HISTOGRAM_BUCKETS, describe_metrics};
 pub use model::{Block, BlockCopy, Lane, LaneInput, TextCodec, TokenModel};
 pub use replica::{CancelHandle, Replica, ReplicaInfo, ReplicaLoad};
 pub use request::{
-    ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, PromptBudget, Sampling,
-    TokenId, TokenUsage,
+    ChatMessage, ChatRole, EventSink, Finish, GenerateEvent, GenerateRequest, PreparedPrompt, Priority, PromptBudget,
+    Sampling, TokenId, TokenUsage,
 };
 pub use scripted::{ScriptedOptions, ScriptedReplica};
 pub use speculation::Speculation;

@@ -1,6 +1,9 @@
 //! The end of a replica: told to whoever waits for it, and brought about where it takes too long.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::watch;
 
@@ -9,6 +12,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone)]
 pub struct Lifeline {
     cut: Arc<watch::Sender<bool>>,
+    closed: Arc<AtomicBool>,
     ended: watch::Receiver<()>,
 }
 
@@ -16,6 +20,7 @@ pub struct Lifeline {
 #[derive(Debug)]
 pub(crate) struct Life {
     cut: watch::Receiver<bool>,
+    closed: Arc<AtomicBool>,
     _alive: watch::Sender<()>,
 }
 
@@ -24,12 +29,18 @@ impl Lifeline {
     pub(crate) fn new() -> (Self, Life) {
         let (cut, is_cut) = watch::channel(false);
         let (alive, ended) = watch::channel(());
-        (Self { cut: Arc::new(cut), ended }, Life { cut: is_cut, _alive: alive })
+        let closed = Arc::<AtomicBool>::default();
+        (Self { cut: Arc::new(cut), closed: closed.clone(), ended }, Life { cut: is_cut, closed, _alive: alive })
     }
 
     /// Ends the replica within one step, if it is at work; every request that it has is told [`EngineError::Stopped`](crate::EngineError::Stopped).
     pub fn cut(&self) {
         self.cut.send_replace(true);
+    }
+
+    /// Whether the replica takes nothing more: it has ended, or is about to, and tells its requests so.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.is_ended()
     }
 
     /// Whether the replica has ended. It never starts again.
@@ -49,6 +60,11 @@ impl Lifeline {
 }
 
 impl Life {
+    /// Says that the replica takes nothing more. Before any request hears of the end, so that none comes back.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Whether the replica is told to end at once.
     pub(crate) fn is_cut(&self) -> bool {
         *self.cut.borrow()

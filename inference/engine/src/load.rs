@@ -29,6 +29,13 @@ impl Load {
         RunningGuard(self.clone())
     }
 
+    /// A place among the waiting requests, whose number somebody else bounds.
+    pub(crate) fn wait_unbounded(self: &Arc<Self>) -> WaitingGuard {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.metrics.waiting.increment(1.0);
+        WaitingGuard(self.clone())
+    }
+
     /// A place among at most `bound` waiting requests.
     pub(crate) fn wait(self: &Arc<Self>, bound: usize) -> Option<WaitingGuard> {
         let more = |count| (count < bound).then_some(count + 1);

@@ -57,7 +57,8 @@ pub trait TokenModel: Send {
     fn vocabulary(&self) -> usize;
 
     /// Computes one step over a ragged batch and writes the logits, as many rows of [`vocabulary`](Self::vocabulary) values as each
-    /// input wants, in order of inputs and positions, into `logits` (cleared first).
+    /// input wants, in order of inputs and positions, into `logits` (cleared first). A row that is not
+    /// finite fails its own lane's request.
     ///
     /// Invariant: a lane's result depends on that lane's tokens alone, bit for bit, whatever else is in the batch and however
     /// the tokens are cut into steps. Models whose numerics class begins with `tensor-` hold this but for rounding.

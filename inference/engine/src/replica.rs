@@ -45,8 +45,16 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`EngineError::QueueFull`] at the stated bound and [`EngineError::Stopped`] after the engine ended; `sink` is then unused.
+    /// [`EngineError::QueueFull`] where it would wait for too long, or too many wait, and [`EngineError::Stopped`] after the engine
+    /// ended; `sink` is then unused.
     fn submit(&self, request: GenerateRequest, sink: Box<dyn EventSink>) -> Result<CancelHandle, EngineError>;
+
+    /// Whether a tenant's request with a prompt of that many tokens would be queued now. Never waits for a step.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::QueueFull`].
+    fn admits(&self, tenant: &str, prompt_tokens: u32) -> Result<(), EngineError>;
 
     /// Requests that run or wait.
     fn load(&self) -> ReplicaLoad;

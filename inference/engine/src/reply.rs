@@ -185,8 +185,22 @@ impl Reply {
         }
     }
 
-    /// Whether the sink listens on. One that panics does not; it must not take the replica and its neighbours with it.
     fn send(&mut self, event: GenerateEvent) -> bool {
-        !self.is_cancelled() && catch_unwind(AssertUnwindSafe(|| self.sink.send(event))).unwrap_or(false)
+        !self.is_cancelled() && tell(&mut *self.sink, event)
     }
+}
+
+impl Drop for Reply {
+    /// However the engine's thread ends, nobody waits for ever.
+    fn drop(&mut self) {
+        self.fail(EngineError::Stopped);
+    }
+}
+
+/// Whether the sink listens on. One that panics does not; it must not take the replica and its neighbours with it.
+pub(crate) fn tell(sink: &mut dyn EventSink, event: GenerateEvent) -> bool {
+    catch_unwind(AssertUnwindSafe(|| sink.send(event))).unwrap_or_else(|_| {
+        tracing::error!("a sink panicked; its request ends");
+        false
+    })
 }

@@ -68,6 +68,18 @@ impl Default for Sampling {
     }
 }
 
+/// Which of a tenant's waiting requests goes first. It changes nothing between tenants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Priority {
+    /// After all others.
+    Low,
+    /// In order of arrival.
+    #[default]
+    Default,
+    /// Before all others.
+    High,
+}
+
 /// One generation. The prompt was prepared by the same replica's [`Replica::prepare`](crate::Replica::prepare).
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
@@ -91,6 +103,10 @@ pub struct GenerateRequest {
     pub tenant: String,
     /// Requests with equal values share a conversation's cache; 0 is none.
     pub affinity: u64,
+    /// Its place among the tenant's own.
+    pub priority: Priority,
+    /// Whether its answer was promised already: then it may wait for longer than the target time to its first token.
+    pub promised: bool,
 }
 
 impl GenerateRequest {
@@ -107,6 +123,8 @@ impl GenerateRequest {
             deadline: None,
             tenant: tenant.into(),
             affinity: 0,
+            priority: Priority::default(),
+            promised: false,
         }
     }
 }

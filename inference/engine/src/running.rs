@@ -13,6 +13,9 @@ use crate::{
     speculation::MOST_GUESSED,
 };
 
+/// What a request is told whose logits are not all numbers.
+pub(crate) const NOT_FINITE: &str = "the model gave a logit that is not finite";
+
 /// A request that holds a lane.
 pub(crate) struct Running {
     pub(crate) sequence: Sequence,
@@ -142,8 +145,7 @@ impl Running {
         }
         let position = self.reply.len().into();
         let chosen = chooser.sampler.choose(row, &self.sampling, &self.seen, position);
-        let token =
-            chosen.map_err(|_| EngineError::ModelFailed("the model gave a logit that is not finite".to_owned()))?;
+        let token = chosen.map_err(|_| EngineError::ModelFailed(NOT_FINITE.to_owned()))?;
         let logprob = distribution.map(|(distribution, top)| distribution.report(token, top, chooser.codec));
         Ok(Chosen { token, logprob, is_last: follow(self.grammar.as_mut(), &[token], chooser.codec)? })
     }

@@ -9,7 +9,7 @@
 //! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
 //! streams. A reply that repeats what was said is guessed ahead, and the guess checked in one step: the tokens are those that would
 //! have come one by one. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
-//! No thread, no clock and no lock here: the caller passes the model and the time in, so that tests run millions of steps.
+//! No thread and no clock here: the caller passes the model and the time in, so that tests run millions of steps.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,24 +19,28 @@ use std::{
 
 use crate::{
     BlockCopy, EngineError, EngineOptions, GenerateRequest, LaneInput, Speculation, TextCodec, TokenModel,
+    admission::{Admission, Progress},
     blocks::{Admitted, BlockPool, Wanted},
+    cost::{StepCosts, Work},
     load::Load,
     lookup::Lookup,
     metrics::ReplicaMetrics,
     queue::{FairQueue, Job},
     reply::{Limits, Next, Reply},
-    running::{Chooser, Running, follow},
+    running::{Chooser, NOT_FINITE, Running, follow},
     sampling::{Occurrences, Sampler},
     shape::ModelShape,
-    speculation::{StepCost, depths},
+    speculation::{RowCost, depths},
 };
 
 /// A model that fails this many steps in a row is given up, so that its supervisor loads it anew.
 pub(crate) const MAX_FAILURES_IN_A_ROW: u32 = 3;
-/// Weight of the newest step in the running mean of step times.
-const NEWEST_STEP: f64 = 0.1;
-/// What a step is taken to cost before one was measured.
-const UNMEASURED_STEP: Duration = Duration::from_millis(50);
+/// Chunks of one step while the prompt of a tenant that has less than its share waits for them: it pays for the streams of the others.
+const CHUNKS_OF_THE_OWED: usize = 2;
+/// What the requests of a batch are told in which the model gave up.
+const GAVE_UP: &str = "it can compute no more";
+/// A prompt is dropped unrun if its deadline came even if this part of the measured costs were all of them.
+const CERTAINLY: f64 = 0.5;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +61,11 @@ pub(crate) struct Scheduler {
     options: EngineOptions,
     metrics: Arc<ReplicaMetrics>,
     load: Arc<Load>,
+    admission: Arc<Admission>,
     shape: ModelShape,
     queue: FairQueue,
+    /// Tenants that share the lanes in this step.
+    contenders: usize,
     pool: BlockPool,
     /// What the model is to copy before its next step.
     copies: Vec<BlockCopy>,
@@ -67,9 +74,9 @@ pub(crate) struct Scheduler {
     sampler: Sampler,
     logits: Vec<f32>,
     failures: u32,
-    step_seconds: Option<f64>,
+    costs: StepCosts,
     /// Of steps that only decode.
-    decode_cost: StepCost,
+    decode_cost: RowCost,
 }
 
 impl Scheduler {
@@ -79,22 +86,25 @@ impl Scheduler {
         options: EngineOptions,
         metrics: Arc<ReplicaMetrics>,
         load: Arc<Load>,
+        admission: Arc<Admission>,
     ) -> Self {
         Self {
             codec,
             options,
             metrics,
             load,
+            admission,
             shape,
-            queue: FairQueue::default(),
+            queue: FairQueue::new(shape.lanes, shape.context_tokens),
+            contenders: 0,
             pool: BlockPool::new(shape.pool(&options)),
             copies: Vec::new(),
             running: Vec::with_capacity(shape.lanes),
             sampler: Sampler::default(),
             logits: Vec::new(),
             failures: 0,
-            step_seconds: None,
-            decode_cost: StepCost::default(),
+            costs: options.costs,
+            decode_cost: RowCost::default(),
         }
     }
 
@@ -108,17 +118,17 @@ impl Scheduler {
         let begun = clock();
         self.end_unwanted(begun);
         self.admit(begun);
+        self.note_progress();
         if self.running.is_empty() {
             return Step::Idle;
         }
         self.plan();
+        let work = self.work();
         let outcome = self.compute(model);
-        let now = clock();
         match outcome {
             Ok(()) => {
-                self.failures = 0;
-                self.measure(now - begun);
-                self.apply(now);
+                self.apply(clock());
+                self.learn(work, clock() - begun);
             }
             Err(error) => self.fail_batch(error),
         }
@@ -128,17 +138,6 @@ impl Scheduler {
         }
         self.end_all();
         Step::Dead
-    }
-
-    /// When the first of the running requests has its reply at the latest, by measured step times.
-    pub(crate) fn time_to_next_lane(&self) -> Duration {
-        let steps = |running: &Running| {
-            let prefill = running.pending().div_ceil(self.options.prefill_chunk.max(1));
-            prefill + running.reply.room() as usize
-        };
-        let least = self.running.iter().map(steps).min().unwrap_or(1);
-        let step = self.step_seconds.unwrap_or(UNMEASURED_STEP.as_secs_f64());
-        Duration::from_secs_f64(step * least as f64)
     }
 
     /// Ends what nobody wants any more, queued or running.
@@ -163,7 +162,11 @@ impl Scheduler {
     }
 
     fn admit(&mut self, now: Instant) {
-        while let Some(job) = self.queue.pop_if(|request| self.pool.has_room(wanted(request, &self.shape))) {
+        self.contenders = self.queue.take_stock(now);
+        while let Some(job) = self
+            .queue
+            .pop_if(self.shape.lanes - self.running.len(), |request| self.pool.has_room(wanted(request, &self.shape)))
+        {
             self.start(job, now);
         }
         self.metrics.kv_usage.set(self.pool.usage());
@@ -181,8 +184,15 @@ impl Scheduler {
         let wanted = Wanted { tenant: &request.tenant, tokens: &tokens, positions };
         let Some(Admitted { sequence, reused, copy }) = self.pool.admit(wanted) else {
             debug_assert!(false, "admission without room");
+            self.queue.ended(&request.tenant);
             return reply.fail(EngineError::Stopped);
         };
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(now).as_secs_f64());
+        if left.is_some_and(|left| left < self.costs.of(1.0, 1, tokens.len() - reused) * CERTAINLY) {
+            self.pool.release(sequence, &[]);
+            self.queue.ended(&request.tenant);
+            return reply.fail(EngineError::DeadlineExceeded);
+        }
         self.copies.extend(copy);
         reply.begin(reused.min(prompt) as u32);
         self.queue.charge(&request.tenant, tokens.len() - reused, 0);
@@ -228,20 +238,41 @@ impl Scheduler {
             max_tokens: request.max_tokens.min(room as u32),
             stop: std::mem::take(&mut request.stop),
         };
-        (Reply::new(job.sink, job.cancel, self.metrics.clone(), limits, job.submitted), request)
+        (Reply::new(job.sink.take(), job.cancel, self.metrics.clone(), limits, job.submitted), request)
     }
 
-    /// One token of each decoding request, and the rest of the budget to prompts in order of admission: a chunk while others
-    /// decode, all of it while nobody would be stalled.
+    /// Tells submitters what is in hand.
+    fn note_progress(&self) {
+        let progress = self.running.iter().map(|running| Progress {
+            tenant: &running.tenant,
+            prefill: running.pending() - 1,
+            said: running.reply.len(),
+            room: running.reply.room(),
+        });
+        self.admission.note(progress, self.contenders, &self.costs);
+    }
+
+    /// One token of each decoding request, and the rest of the budget to prompts: a chunk while others decode, all of it while nobody
+    /// would be stalled. The prompts of tenants that are behind go first, each tenant's in order of admission.
     fn plan(&mut self) {
         self.catch_up();
         let decoding = self.running.iter().filter(|running| running.decodes()).count();
-        let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
-        let mut prefill = if decoding > 0 { rest.min(self.options.prefill_chunk.max(1)) } else { rest };
+        let mut prompts = Vec::new();
         for running in &mut self.running {
-            let decodes = running.decodes();
-            running.planned = if decodes { 1 } else { running.chunk(prefill, self.shape.block_tokens) };
-            prefill -= if decodes { 0 } else { running.planned };
+            running.planned = usize::from(running.decodes());
+            if running.planned == 0 {
+                prompts.push((self.queue.rank(&running.tenant), running));
+            }
+        }
+        // Stable: of equals, whoever was admitted first.
+        prompts.sort_by_key(|(rank, _)| *rank);
+        let is_owed = prompts.first().is_some_and(|(rank, _)| rank.is_owed());
+        let chunk = self.options.prefill_chunk.max(1) * if is_owed { CHUNKS_OF_THE_OWED } else { 1 };
+        let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
+        let mut prefill = if decoding > 0 { rest.min(chunk) } else { rest };
+        for (_, running) in prompts {
+            running.planned = running.chunk(prefill, self.shape.block_tokens);
+            prefill -= running.planned;
         }
         self.guess();
         for running in &mut self.running {
@@ -268,6 +299,12 @@ impl Scheduler {
         }
     }
 
+    fn work(&self) -> Work {
+        let planned: usize = self.running.iter().map(|running| running.planned).sum();
+        let decoding = self.running.iter().filter(|running| running.decodes()).map(|running| running.planned).sum();
+        Work { prompt_tokens: planned - decoding, decoding }
+    }
+
     fn compute(&mut self, model: &mut dyn TokenModel) -> Result<(), EngineError> {
         let copies = std::mem::take(&mut self.copies);
         let (running, logits) = (&mut self.running, &mut self.logits);
@@ -291,7 +328,10 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Hands out the results. What is not finite fails its own request, since a lane's logits depend on that lane alone; but nothing
+    /// that is cached for others is trusted any more, and the step counts as a failure of the model.
     fn apply(&mut self, now: Instant) {
+        let mut sound = true;
         let mut logits = &mut self.logits[..];
         let mut chooser = Chooser { sampler: &mut self.sampler, codec: &*self.codec, now };
         for running in self.running.iter_mut().filter(|running| running.planned > 0) {
@@ -310,20 +350,30 @@ impl Scheduler {
                     self.pool.publish(&mut running.sequence, &running.tokens[..running.computed]);
                 }
                 Err(error) => {
-                    // A lane's logits depend on that lane alone, so the neighbours' are good; but what it has published is not.
+                    sound &= !matches!(&error, EngineError::ModelFailed(problem) if problem == NOT_FINITE);
                     running.computed = 0;
-                    self.pool.forget();
                     running.reply.fail(error);
                 }
             }
         }
+        if sound {
+            self.failures = 0;
+        } else {
+            self.note_failure(&EngineError::ModelFailed(NOT_FINITE.to_owned()));
+        }
+    }
+
+    fn note_failure(&mut self, error: &EngineError) {
+        self.failures = if *error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
+        tracing::error!(%error, failures = self.failures, "the model failed a step");
+        self.pool.forget();
     }
 
     /// Ends the requests of this batch. Those that waited for their next chunk begin anew: nothing in the cache can be trusted.
     fn fail_batch(&mut self, error: EngineError) {
-        self.failures = if error == EngineError::Stopped { MAX_FAILURES_IN_A_ROW } else { self.failures + 1 };
-        tracing::error!(%error, failures = self.failures, "the model failed a step");
-        self.pool.forget();
+        self.note_failure(&error);
+        // Only who had no part in it hears of the end as such, and may go elsewhere: what ended one engine could end the next.
+        let error = if error == EngineError::Stopped { EngineError::ModelFailed(GAVE_UP.to_owned()) } else { error };
         for running in &mut self.running {
             running.computed = 0;
             if running.planned > 0 {
@@ -342,6 +392,7 @@ impl Scheduler {
     /// Gives back the lanes and blocks of ended requests.
     fn retire(&mut self) {
         for running in self.running.extract_if(.., |running| running.reply.is_ended()) {
+            self.admission.reply_ended(running.reply.len());
             self.pool.release(running.sequence, &running.tokens[..running.computed]);
             self.queue.ended(&running.tenant);
         }
@@ -356,13 +407,11 @@ impl Scheduler {
         self.retire();
     }
 
-    fn measure(&mut self, step: Duration) {
-        if self.running.iter().all(|running| running.planned <= 1 || !running.guess.is_empty()) {
-            self.decode_cost.measure(self.running.iter().map(|running| running.planned).sum(), step);
+    fn learn(&mut self, work: Work, took: Duration) {
+        if work.prompt_tokens == 0 {
+            self.decode_cost.measure(work.decoding, took);
         }
-        let step = step.as_secs_f64();
-        let mean = self.step_seconds.get_or_insert(step);
-        *mean += (step - *mean) * NEWEST_STEP;
+        self.costs.observe(work, took);
     }
 }
 

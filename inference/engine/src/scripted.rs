@@ -29,7 +29,7 @@ use crate::{
     lifeline::Life,
     load::{Load, RunningGuard, WaitingGuard},
     metrics::ReplicaMetrics,
-    window,
+    reply, window,
 };
 
 /// The name that the scripted replica is served under.
@@ -120,6 +120,11 @@ impl Replica for ScriptedReplica {
         };
         runtime.spawn(job.run(place, cancel.clone()));
         Ok(cancel)
+    }
+
+    fn admits(&self, _tenant: &str, _prompt_tokens: u32) -> Result<(), EngineError> {
+        let is_full = !self.shared.options.is_instant() && self.shared.lanes.available_permits() == 0;
+        if is_full { self.shared.queue().map(drop) } else { Ok(()) }
     }
 
     fn load(&self) -> ReplicaLoad {
@@ -243,7 +248,7 @@ impl Job {
         }
         let (tokens, finish) = self.script.advance(count);
         let empty = matches!(&tokens, GenerateEvent::Tokens { ids, text, .. } if ids.is_empty() && text.is_empty());
-        if !empty && !self.sink.send(tokens) {
+        if !empty && !reply::tell(&mut *self.sink, tokens) {
             self.shared.metrics.cancelled(self.script.said());
             return Err(Done);
         }
@@ -253,13 +258,13 @@ impl Job {
     fn finish(&mut self, finish: Finish) -> Done {
         let usage = self.script.usage();
         self.shared.metrics.finished(finish, usage, self.submitted.elapsed());
-        self.sink.send(GenerateEvent::Finished { finish, usage });
+        reply::tell(&mut *self.sink, GenerateEvent::Finished { finish, usage });
         Done
     }
 
     fn fail(&mut self, error: EngineError) {
         self.shared.metrics.failed(self.script.said());
-        self.sink.send(GenerateEvent::Failed(error));
+        reply::tell(&mut *self.sink, GenerateEvent::Failed(error));
     }
 }
 

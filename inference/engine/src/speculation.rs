@@ -53,7 +53,7 @@ impl std::fmt::Display for Speculation {
 
 /// The time of a step by its rows: a line through what was measured, older steps counting less.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct StepCost {
+pub(crate) struct RowCost {
     weight: f64,
     /// Means of rows, of seconds, of the squares of rows, and of their product.
     rows: f64,
@@ -62,7 +62,7 @@ pub(crate) struct StepCost {
     products: f64,
 }
 
-impl StepCost {
+impl RowCost {
     pub(crate) fn measure(&mut self, rows: usize, time: Duration) {
         let (rows, seconds) = (rows as f64, time.as_secs_f64());
         self.weight = self.weight * MEMORY + 1.0;
@@ -94,7 +94,7 @@ impl StepCost {
 /// first tokens are right, one by one. No more than `most` rows are added.
 pub(crate) fn depths(
     speculation: Speculation,
-    cost: &StepCost,
+    cost: &RowCost,
     rows: usize,
     most: usize,
     chances: &[Vec<f64>],
@@ -130,15 +130,15 @@ mod tests {
     use super::*;
 
     /// A model whose steps take `fixed` and `row` milliseconds, measured.
-    fn measured(fixed: f64, row: f64) -> StepCost {
-        let mut cost = StepCost::default();
+    fn measured(fixed: f64, row: f64) -> RowCost {
+        let mut cost = RowCost::default();
         for rows in (1..=8).cycle().take(200) {
             cost.measure(rows, Duration::from_secs_f64((fixed + row * rows as f64) / 1e3));
         }
         cost
     }
 
-    fn depth(cost: &StepCost, rows: usize, chance: f64) -> usize {
+    fn depth(cost: &RowCost, rows: usize, chance: f64) -> usize {
         let chances = (1..=MOST_GUESSED as i32).map(|ahead| chance.powi(ahead)).collect();
         depths(Speculation::Auto, cost, rows, 100, &[chances])[0]
     }
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn equal_steps_and_none_tell_little() {
-        let mut cost = StepCost::default();
+        let mut cost = RowCost::default();
         assert_eq!(depth(&cost, 1, 0.9), 0, "nothing was measured");
         for _ in 0..50 {
             cost.measure(1, Duration::from_millis(4));

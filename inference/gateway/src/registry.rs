@@ -228,13 +228,10 @@ impl ModelRegistry {
     /// What keeps the node from taking traffic: required models that do not serve, or that calls which name no model find none.
     pub fn missing(&self) -> Vec<GatewayError> {
         let inner = self.read();
-        let required =
-            inner.models.iter().filter(|(_, model)| model.demand == Demand::Required && model.seats.is_empty());
+        let required = inner.models.iter().filter(|(_, model)| model.demand == Demand::Required && !model.serves());
         let missing: Vec<_> = required.map(|(name, model)| model.unavailable(name)).collect();
         let nameless = match inner.find(DEFAULT_MODEL) {
-            Ok((name, model)) if model.seats.is_empty() && model.demand == Demand::Optional => {
-                Some(model.unavailable(name))
-            }
+            Ok((name, model)) if !model.serves() && model.demand == Demand::Optional => Some(model.unavailable(name)),
             Ok(_) => None,
             Err(error) => Some(error),
         };
@@ -307,9 +304,20 @@ impl Models {
     }
 }
 
+impl Seat {
+    /// Whether its replica takes requests. One that has died does not, even before its worker takes it out.
+    fn is_open(&self) -> bool {
+        !self.replica.lifeline().is_closed()
+    }
+}
+
 impl Model {
     fn kind(&self) -> Option<ModelKind> {
         self.seats.first().map(|seat| seat.replica.kind())
+    }
+
+    fn serves(&self) -> bool {
+        self.seats.iter().any(Seat::is_open)
     }
 
     fn unavailable(&self, name: &str) -> GatewayError {
@@ -320,7 +328,10 @@ impl Model {
             ModelState::Warming => GatewayError::ModelLoading { name, percent: 100 },
             ModelState::Draining => GatewayError::ModelUnavailable { name, reason: "it is being unloaded".into() },
             ModelState::Failed { reason } => GatewayError::ModelUnavailable { name, reason: reason.clone() },
-            ModelState::Ready => GatewayError::ModelUnavailable { name, reason: "it has no replicas".into() },
+            ModelState::Ready if self.seats.is_empty() => {
+                GatewayError::ModelUnavailable { name, reason: "it has no replicas".into() }
+            }
+            ModelState::Ready => GatewayError::ModelUnavailable { name, reason: "its engine has stopped".into() },
         }
     }
 
@@ -351,18 +362,19 @@ impl Model {
 
 /// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
 fn choose(seats: &[Seat], affinity: u64) -> Option<ModelReplica> {
+    let living = || seats.iter().filter(|seat| seat.is_open());
     if let [only] = seats {
-        return Some(only.replica.clone());
+        return living().next().map(|_| only.replica.clone());
     }
     let requests = |seat: &Seat| {
         let load = seat.replica.load();
         load.running + load.waiting
     };
-    let idle = seats.iter().min_by_key(|seat| requests(seat))?;
+    let idle = living().min_by_key(|seat| requests(seat))?;
     if affinity == 0 {
         return Some(idle.replica.clone());
     }
-    let home = seats.iter().max_by_key(|seat| rank(affinity, seat.number))?;
+    let home = living().max_by_key(|seat| rank(affinity, seat.number))?;
     let (least, most) = (requests(idle), requests(home));
     let uneven = most >= least + IMBALANCE_REQUESTS && most > least * IMBALANCE_FACTOR;
     Some(if uneven { idle } else { home }.replica.clone())

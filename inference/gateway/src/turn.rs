@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use parlance_cluster_protocol::{GenerationOptions, Item, OutputFormat, Role};
+use parlance_cluster_protocol::{GenerationOptions, Item, OutputFormat, Role, ServiceTier};
 use parlance_inference_engine::{
-    ChatMessage, ChatRole, EngineError, GenerateRequest, Grammar, PromptBudget, Replica, ReplicaInfo, Sampling, TokenId,
+    ChatMessage, ChatRole, EngineError, GenerateRequest, Grammar, Priority, PromptBudget, Replica, ReplicaInfo,
+    Sampling, TokenId,
 };
 
 use crate::GatewayError;
@@ -46,6 +47,8 @@ pub struct Turn<'a> {
     pub tenant: &'a str,
     /// Turns with equal values share a conversation's cache; 0 is none.
     pub affinity: u64,
+    /// Whether an answer was promised, so that it waits for its turn however long that takes.
+    pub promised: bool,
     /// Whether the oldest messages may be left out to fit the context: so for a session's own history, not for a given one.
     pub drop_oldest: bool,
 }
@@ -80,6 +83,12 @@ pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateReq
         deadline: turn.deadline,
         tenant: turn.tenant.to_owned(),
         affinity: turn.affinity,
+        priority: match turn.options.tier {
+            ServiceTier::Flex => Priority::Low,
+            ServiceTier::Default => Priority::Default,
+            ServiceTier::Priority => Priority::High,
+        },
+        promised: turn.promised,
     })
 }
 
@@ -210,6 +219,7 @@ mod tests {
             deadline: None,
             tenant: "t",
             affinity: 9,
+            promised: true,
             drop_oldest,
         }
     }
@@ -275,6 +285,7 @@ mod tests {
                 frequency_penalty: Some(low),
                 stop: vec!["x".repeat(MAX_STOP_BYTES); MAX_STOPS],
                 format: None,
+                tier: ServiceTier::Priority,
             };
             assert_eq!(validate_options(&options), Ok(()));
         }
@@ -299,6 +310,7 @@ mod tests {
             presence_penalty: Some(0.75),
             frequency_penalty: Some(-1.0),
             stop: vec!["END".into()],
+            tier: ServiceTier::Flex,
             ..GenerationOptions::default()
         };
         let given = prepare_turn(&replica(2000), turn(&refs(&items), &options, false)).expect("fits");
@@ -313,6 +325,7 @@ mod tests {
             seed: 7,
         };
         assert_eq!((given.max_tokens, given.sampling, given.stop), (20, expected, vec!["END".to_owned()]));
+        assert_eq!((open.priority, given.priority, given.promised), (Priority::Default, Priority::Low, true));
     }
 
     #[test]

@@ -37,10 +37,17 @@ struct Answer {
 /// An answer on its way.
 struct Asked {
     heard: Arc<Mutex<(Vec<TokenId>, String)>>,
+    said: mpsc::Receiver<()>,
     ended: mpsc::Receiver<TokenUsage>,
 }
 
 impl Asked {
+    /// Waits until its prompt is computed.
+    fn begun(self) -> Self {
+        self.said.recv_timeout(PATIENCE).expect("the reply has begun");
+        self
+    }
+
     fn wait(self) -> Answer {
         let usage = self.ended.recv_timeout(PATIENCE).expect("the reply is complete");
         let (tokens, text) = self.heard.lock().expect("no test thread panicked").clone();
@@ -52,6 +59,7 @@ fn start(engine: &EngineReplica, tenant: &str, messages: &[ChatMessage<'_>], max
     let prompt = engine.prepare(messages, PromptBudget { reserve: max_tokens, drop_oldest: false }).expect("fits");
     let request = GenerateRequest::greedy(tenant, prompt, max_tokens);
     let (told, ended) = mpsc::channel();
+    let (says, said) = mpsc::channel();
     let heard = Arc::new(Mutex::new((Vec::new(), String::new())));
     let ear = heard.clone();
     let sink = move |event| match event {
@@ -59,13 +67,15 @@ fn start(engine: &EngineReplica, tenant: &str, messages: &[ChatMessage<'_>], max
             let mut heard = ear.lock().expect("no test thread panicked");
             heard.0.extend(ids);
             heard.1.push_str(&text);
+            // Few wait for this.
+            let _unheard = says.send(());
             true
         }
         GenerateEvent::Finished { usage, .. } => told.send(usage).is_ok(),
         GenerateEvent::Failed(error) => panic!("{error}"),
     };
     engine.submit(request, Box::new(sink)).expect("there is room");
-    Asked { heard, ended }
+    Asked { heard, said, ended }
 }
 
 fn ask(engine: &EngineReplica, tenant: &str, messages: &[ChatMessage<'_>], max_tokens: u32) -> Answer {
@@ -105,7 +115,7 @@ fn a_system_prompt_is_shared_by_all_requests_of_a_tenant() {
     let questions = ["Who owns a session?", "What may never happen?", "Name a crate.", "How is it proved?"];
     let cold = questions.map(|question| ask(&engine, "cold", &[system(prompt), user(question)], 12));
     // The first runs on while the others come.
-    let long = start(&engine, "t", &[system(prompt), user("Tell me all of it.")], 300);
+    let long = start(&engine, "t", &[system(prompt), user("Tell me all of it.")], 300).begun();
     let first = ask(&engine, "t", &[system(prompt), user(questions[0])], 12);
     let others = questions.map(|question| start(&engine, "t", &[system(prompt), user(question)], 12));
     let others = others.map(Asked::wait);

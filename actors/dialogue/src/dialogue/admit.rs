@@ -131,6 +131,12 @@ impl Dialogue {
         }
     }
 
+    /// Whether the turn's event id was seen before, so that submitting it accepts nothing new.
+    pub fn knows(&self, turn: &TurnAccepted) -> bool {
+        let is_proposed = || self.accepting().any(|accepting| accepting.event_id == turn.event_id);
+        !turn.event_id.is_empty() && (self.dedupe.get(&turn.event_id, self.clock).is_some() || is_proposed())
+    }
+
     /// `Some` if the turn's event id was seen before: the answer, or nothing yet where the first one is not recorded yet.
     fn repeated(&mut self, request: RequestId, turn: &TurnAccepted) -> Option<Option<Effect>> {
         if turn.event_id.is_empty() {

@@ -29,6 +29,8 @@ const CHAT_FIELDS: &[(&str, &str, &str)] = &[
     (r#""max_tokens": 18446744073709551616"#, "invalid_value", "max_tokens"),
     (r#""max_completion_tokens": "many""#, "invalid_value", "max_completion_tokens"),
     (r#""seed": 1.5"#, "invalid_value", "seed"),
+    (r#""service_tier": "first""#, "invalid_value", "service_tier"),
+    (r#""service_tier": 1"#, "invalid_value", "service_tier"),
     (r#""seed": 9223372036854775808"#, "invalid_value", "seed"),
     (r#""stop": 3"#, "invalid_value", "stop"),
     (r#""stop": [1]"#, "invalid_value", "stop"),

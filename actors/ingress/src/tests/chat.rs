@@ -1,5 +1,7 @@
 //! Chat completions, stateless and durable.
 
+use parlance_actors_runtime::StatelessRequest;
+use parlance_cluster_protocol::{GenerationOptions, Item, Role, TurnId};
 use serde_json::{Value, json};
 
 use super::{FAST, Face, SLOW, mark};
@@ -147,4 +149,28 @@ async fn a_session_takes_a_bounded_number_of_turns_at_once() {
     assert_eq!(status, 429);
     assert_eq!(headers["retry-after"], "1");
     assert!(!headers.contains_key("x-turn-id"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_room_refuses_with_a_time_and_accepts_nothing() {
+    let face = Face::new("scripted:ttft_ms=90000,tokens=1,lanes=1,queue=1").await;
+    let mut taken = Vec::new();
+    for id in 0..2 {
+        let request = StatelessRequest {
+            id: TurnId(id),
+            tenant: "default".into(),
+            input: vec![Item { role: Role::User, text: "first".into() }],
+            options: GenerationOptions::default(),
+            seed: None,
+            logprobs: None,
+        };
+        taken.push(face.node.generate(request).await.expect("there is room"));
+    }
+    let calls: [&[(&str, &str)]; 2] = [&[], &[("x-session-id", "crowded")]];
+    for headers in calls {
+        let answer = face.post(CHAT, headers, ask("late").to_string()).await;
+        assert_eq!(answer.error(), (429, "queue_full".into(), None));
+        assert_eq!(answer.header("retry-after"), Some("90"), "a reply takes a lane for 90 s");
+        assert_eq!((answer.header("x-turn-id"), answer.header("x-should-retry")), (None, None));
+    }
 }

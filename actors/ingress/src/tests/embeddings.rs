@@ -153,7 +153,7 @@ async fn a_caller_that_leaves_frees_its_place() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), busy(true)).await.expect("it begins");
     let refused = face.post("/v1/embeddings", &[], asked.clone()).await;
-    assert_eq!((refused.error().0, refused.error().1.as_str()), (503, "overloaded"));
+    assert_eq!((refused.error().0, refused.error().1.as_str()), (429, "queue_full"));
     assert!(refused.header("retry-after").is_some());
     first.abort();
     assert!(first.await.is_err_and(|ended| ended.is_cancelled()));

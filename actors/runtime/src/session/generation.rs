@@ -11,8 +11,8 @@ use std::{
 
 use futures_util::FutureExt as _;
 use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
-use parlance_cluster_protocol::{FinishReason, ModelTag, TurnId, Usage};
-use parlance_inference_engine::{CancelHandle, EventSink, GenerateEvent};
+use parlance_cluster_protocol::{FinishReason, Item, ModelTag, TurnId, Usage};
+use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateEvent};
 use ractor::ActorRef;
 use tokio::time;
 
@@ -28,6 +28,8 @@ const RETRY_AFTER_MS: u64 = 200;
 
 /// How often an attempt looks whether its model is ready.
 const MODEL_POLL: Duration = Duration::from_millis(20);
+/// The longest that an attempt waits until it asks a full queue again.
+const LONGEST_POLL: Duration = Duration::from_secs(1);
 
 /// What a generation reports.
 pub(crate) enum Event {
@@ -177,18 +179,33 @@ impl SessionState {
     }
 }
 
+/// Asks until a model takes the order up. An accepted turn waits for a model that is loading, as after every start, for one whose engine
+/// has died, and for a place where others wait too; its deadline ends that.
 async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter: &Reporter) -> Result<(), Refusal> {
     let reviewed = Reviewed::new(&services.guards, tenant, order.messages.iter().map(|item| &**item).collect())?;
     let messages = reviewed.messages();
-    let planned = loop {
-        match services.models.plan(services.clock, tenant, &order, &messages) {
-            // A model that is loading, as after every start, answers when it is there; the turn's deadline ends the wait.
-            Err(refusal) if services.models.may_come(&order.options.model, &refusal) && !reporter.is_cancelled() => {
-                time::sleep(MODEL_POLL).await;
-            }
-            planned => break planned?,
+    loop {
+        let wait = match attempt(services, tenant, &order, &messages, reporter).await {
+            Err(Refusal::Engine(EngineError::Stopped)) => MODEL_POLL,
+            Err(Refusal::Engine(EngineError::QueueFull { retry_after })) => retry_after.clamp(MODEL_POLL, LONGEST_POLL),
+            Err(refusal) if services.models.may_come(&order.options.model, &refusal) => MODEL_POLL,
+            ended => return ended,
+        };
+        if reporter.is_cancelled() {
+            return Ok(());
         }
-    };
+        time::sleep(wait).await;
+    }
+}
+
+async fn attempt(
+    services: &Services,
+    tenant: &str,
+    order: &GenerationOrder,
+    messages: &[&Item],
+    reporter: &Reporter,
+) -> Result<(), Refusal> {
+    let planned = services.models.plan(services.clock, tenant, order, messages)?;
     let started = Event::Started {
         model: planned.tag.clone(),
         continues: !planned.request.forced.is_empty(),
@@ -199,7 +216,7 @@ async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter
     }
     let taken = Arc::new(AtomicBool::new(false));
     let sink = Sink { reporter: reporter.clone(), ended: false, taken: taken.clone() };
-    let sink = Guarded::new(&services.guards, tenant, sink);
+    let sink = Guarded::new(&services.guards, tenant, sink)?;
     let handle = planned.start(Box::new(sink))?;
     reporter.report(Event::Cancellable(handle));
     if taken.swap(true, Ordering::Relaxed) {

@@ -264,6 +264,8 @@ impl Reader {
         let context_tokens = self.model_integer(name, "context_tokens", 64..=1 << 20);
         let cache_tokens = self.model_integer(name, "cache_tokens", 64..=1 << 30);
         let kept_tokens = self.model_integer(name, "kept_tokens", 0..=1 << 30);
+        let target_first_token = self.model_integer(name, "target_first_token_ms", 1..=DAY_S * 1_000);
+        let target_first_token = target_first_token.map(|target| Duration::from_millis(target as u64));
         let precision = self.model_choice::<Precision>(name, "precision");
         let device = self.model_choice::<DeviceChoice>(name, "device");
         let speculation = self.model_choice::<Speculation>(name, "speculation");
@@ -298,6 +300,7 @@ impl Reader {
                 cache_tokens,
                 kept_tokens,
                 speculation,
+                target_first_token,
             }),
             Err(problem) => {
                 self.problems.push(format!("{} = \"{source}\" {problem}", shown("source")));

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use parlance_actors_ingress::IngressLimits;
@@ -110,6 +111,8 @@ pub(crate) struct ModelConfig {
     /// Tokens that stay in memory for later requests, if not the engine's default.
     pub(crate) kept_tokens: Option<usize>,
     pub(crate) speculation: Speculation,
+    /// The longest likely wait for a first token, if not the engine's default; a request that would wait longer is refused.
+    pub(crate) target_first_token: Option<Duration>,
 }
 
 impl ModelConfig {
@@ -127,6 +130,7 @@ impl ModelConfig {
             cache_tokens: None,
             kept_tokens: None,
             speculation: Speculation::default(),
+            target_first_token: None,
         }
     }
 }

@@ -51,6 +51,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.cache_tokens", Kind::Integer),
     ("models.*.kept_tokens", Kind::Integer),
     ("models.*.speculation", Kind::Text),
+    ("models.*.target_first_token_ms", Kind::Integer),
     ("models.*.pinned", Kind::Flag),
     ("models.*.preload", Kind::Flag),
     ("limits.connections", Kind::Integer),

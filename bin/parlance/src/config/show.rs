@@ -32,6 +32,8 @@ fn rows(config: &Config) -> Vec<Row> {
         rows.push((section.clone(), "cache_tokens", json!(model.cache_tokens)));
         rows.push((section.clone(), "kept_tokens", json!(model.kept_tokens)));
         rows.push((section.clone(), "speculation", json!(model.speculation.to_string())));
+        let target = model.target_first_token.map(|target| target.as_millis() as u64);
+        rows.push((section.clone(), "target_first_token_ms", json!(target)));
         rows.push((section.clone(), "replicas", json!(model.replicas)));
         rows.push((section.clone(), "pinned", json!(model.pinned)));
         rows.push((section, "preload", json!(model.preload)));

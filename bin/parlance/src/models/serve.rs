@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use parlance_actors_runtime::{LoadModel, LoadProgress, ModelOrder, ModelSources, ModelSpec};
 use parlance_inference_engine::{
     EmbeddingCodec as _, EmbeddingEngine, EmbeddingOptions, Engine, EngineOptions, ModelKind, ModelReplica,
-    Replica as _, ScriptedOptions, ScriptedReplica, TextCodec as _,
+    Replica as _, ScriptedOptions, ScriptedReplica, StepCosts, TextCodec as _,
 };
 use parlance_inference_model::{DeviceChoice, LoadOptions, LoadStage, load, load_embedder};
 
@@ -186,7 +186,13 @@ fn options(name: &str, model: &ModelConfig) -> LoadOptions {
 }
 
 fn engine_options(model: &ModelConfig) -> EngineOptions {
-    EngineOptions { kept_tokens: model.kept_tokens, speculation: model.speculation, ..EngineOptions::default() }
+    let usual = EngineOptions::default();
+    EngineOptions {
+        kept_tokens: model.kept_tokens,
+        speculation: model.speculation,
+        target_first_token: model.target_first_token.unwrap_or(usual.target_first_token),
+        ..usual
+    }
 }
 
 fn load_chat(
@@ -195,11 +201,12 @@ fn load_chat(
     engine: EngineOptions,
     progress: Report<'_>,
 ) -> Result<ModelReplica, String> {
-    let loaded = load(path, options, &|at| progress(reported(at))).map_err(|error| chain(&error))?;
+    let mut loaded = load(path, options, &|at| progress(reported(at))).map_err(|error| chain(&error))?;
     let numerics = &loaded.codec.info().numerics;
     let (weight_bytes, cache_bytes) = (loaded.model.weight_bytes(), loaded.model.cache_bytes());
     tracing::info!(model = %options.name, numerics, weight_bytes, most_cache_bytes = cache_bytes, "model loaded");
-    let engine = Engine::start(Box::new(loaded.model), loaded.codec, engine);
+    let costs = StepCosts::measure(&mut loaded.model).map_err(|error| chain(&error))?;
+    let engine = Engine::start(Box::new(loaded.model), loaded.codec, EngineOptions { costs, ..engine });
     // The first reply in JSON shall not wait for the tables of the whole vocabulary.
     if let Err(error) = engine.compile(ANY_OBJECT) {
         tracing::warn!(model = %options.name, %error, "no replies in JSON");

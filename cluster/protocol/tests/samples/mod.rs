@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use parlance_cluster_protocol::{
     AttemptStarted, Claim, Data, Entry, Epoch, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound,
-    ModelTag, Nonce, Offset, Origin, OutputFormat, Progress, Release, Replied, Role, Seq, SessionEvent, SessionKey,
-    SessionOpened, SessionRecord, SessionUpdated, SlotId, TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
+    ModelTag, Nonce, Offset, Origin, OutputFormat, Progress, Release, Replied, Role, Seq, ServiceTier, SessionEvent,
+    SessionKey, SessionOpened, SessionRecord, SessionUpdated, SlotId, TimestampMs, TurnAccepted, TurnFailed, TurnId,
+    Usage,
 };
 
 const TURN: TurnId = TurnId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
@@ -39,6 +40,7 @@ pub(crate) fn records() -> Vec<(&'static str, SessionRecord)> {
         ("record-turn-accepted-instructed.v1", SessionEvent::TurnAccepted(accepted_instructed())),
         ("record-turn-accepted-json.v1", SessionEvent::TurnAccepted(accepted_in_json())),
         ("record-turn-accepted-schema.v1", SessionEvent::TurnAccepted(accepted_with_schema())),
+        ("record-turn-accepted-flex.v1", SessionEvent::TurnAccepted(accepted_flexible())),
         ("record-attempt-started.v1", SessionEvent::AttemptStarted(AttemptStarted { turn: TURN, attempt: 2 })),
         ("record-progress.v1", SessionEvent::Progress(progress())),
         ("record-replied.v1", SessionEvent::Replied(replied())),
@@ -114,6 +116,7 @@ fn accepted() -> TurnAccepted {
             frequency_penalty: Some(2.0),
             stop: vec!["END".into(), "\n\n".into()],
             format: None,
+            tier: ServiceTier::Default,
         },
         seed: u64::MAX,
         origin: Origin::Response,
@@ -151,6 +154,11 @@ fn accepted_in_json() -> TurnAccepted {
 fn accepted_with_schema() -> TurnAccepted {
     let format = OutputFormat::JsonSchema { name: "colour".into(), schema: r#"{"enum":["rot"]}"#.into() };
     let options = GenerationOptions { format: Some(format), ..GenerationOptions::default() };
+    TurnAccepted { options, ..accepted_bare() }
+}
+
+fn accepted_flexible() -> TurnAccepted {
+    let options = GenerationOptions { tier: ServiceTier::Flex, ..GenerationOptions::default() };
     TurnAccepted { options, ..accepted_bare() }
 }
 

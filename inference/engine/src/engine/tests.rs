@@ -154,9 +154,9 @@ async fn an_engine_that_ends_tells_everyone() {
     let asked = [vec![MAKES_STOP], vec![1]].map(|prompt| ask(&replica, request(prompt, 5)).expect("there is room"));
     assert!(!replica.lifeline().is_ended());
     drop(open);
-    for asked in asked {
-        assert_eq!(asked.wait().end, Some(Err(EngineError::Stopped)));
-    }
+    let [of_its_batch, waiting] = asked.map(|asked| asked.wait().end);
+    assert!(matches!(of_its_batch, Some(Err(EngineError::ModelFailed(_)))), "{of_its_batch:?}");
+    assert_eq!(waiting, Some(Err(EngineError::Stopped)));
     tokio::time::timeout(PATIENCE, replica.lifeline().ended()).await.expect("the engine ends");
     assert!(replica.lifeline().is_ended());
     assert_eq!(ask(&replica, request(vec![1], 5)).err(), Some(EngineError::Stopped));

@@ -1,4 +1,7 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use parlance_inference_engine::{
     CancelHandle, ChatMessage, EmbeddingInput, EmbeddingRequest, EngineError, EventSink, GenerateRequest, Grammar,
@@ -11,6 +14,15 @@ use super::*;
 struct Loaded {
     info: ReplicaInfo,
     running: AtomicUsize,
+    /// Dropped, it ends.
+    life: Mutex<Option<ScriptedReplica>>,
+    lifeline: Lifeline,
+}
+
+impl Loaded {
+    fn die(&self) {
+        self.life.lock().expect("no test panicked").take();
+    }
 }
 
 impl Replica for Loaded {
@@ -30,12 +42,16 @@ impl Replica for Loaded {
         Err(EngineError::Stopped)
     }
 
+    fn admits(&self, _: &str, _: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn load(&self) -> ReplicaLoad {
         ReplicaLoad { running: self.running.load(Ordering::Relaxed), waiting: 0 }
     }
 
     fn lifeline(&self) -> Lifeline {
-        ScriptedReplica::new(ScriptedOptions::default()).lifeline()
+        self.lifeline.clone()
     }
 }
 
@@ -67,7 +83,9 @@ impl EmbeddingReplica for Loaded {
 
 fn replica(digest: &str) -> Arc<Loaded> {
     let info = ReplicaInfo { name: "m".into(), digest: digest.into(), numerics: "n".into(), context_tokens: 10 };
-    Arc::new(Loaded { info, running: AtomicUsize::new(0) })
+    let life = ScriptedReplica::new(ScriptedOptions::default());
+    let lifeline = life.lifeline();
+    Arc::new(Loaded { info, running: AtomicUsize::new(0), life: Mutex::new(Some(life)), lifeline })
 }
 
 fn serving(count: usize) -> (ModelRegistry, Vec<Arc<Loaded>>) {
@@ -199,6 +217,21 @@ fn a_model_is_asked_only_for_what_it_does() {
     assert_eq!(kinds, expected.map(|(name, kind, dimensions)| (name.to_owned(), kind, dimensions)));
     registry.set_alias(DEFAULT_MODEL, "e");
     assert_eq!(registry.missing(), [], "a default that embeds is one");
+}
+
+#[test]
+fn a_stopped_replica_is_passed_over_before_it_is_taken_out() {
+    let (registry, replicas) = serving(2);
+    replicas[0].die();
+    assert!((0..50).all(|affinity| digest(&registry, affinity) == "1"));
+    replicas[1].die();
+    let dead = GatewayError::ModelUnavailable { name: "m".into(), reason: "its engine has stopped".into() };
+    assert_eq!(registry.route("m", 7).err(), Some(dead.clone()));
+    let (registry, replicas) = serving(1);
+    registry.set_alias(DEFAULT_MODEL, "m");
+    assert_eq!(registry.missing(), []);
+    replicas[0].die();
+    assert_eq!(registry.missing(), [dead]);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!    └── cancelled or expired, told without running           (its blocks stay for whoever begins alike) ──────────┘
 //! ```
 //!
-//! Every step computes one token of each decoding request and one chunk of prompt, so that a long prompt never stalls running
+//! Every step computes one token of each decoding request and a chunk of prompt, so that a long prompt never stalls running
 //! streams. A reply that repeats what was said is guessed ahead, and the guess checked in one step: the tokens are those that would
 //! have come one by one. KV memory is promised at admission, for the prompt and the whole reply: nothing is preempted and nothing runs out.
 //! No thread and no clock here: the caller passes the model and the time in, so that tests run millions of steps.
@@ -252,8 +252,8 @@ impl Scheduler {
         self.admission.note(progress, self.contenders, &self.costs);
     }
 
-    /// One token of each decoding request, and the rest of the budget to prompts: a chunk while others decode, all of it while nobody
-    /// would be stalled. The prompts of tenants that are behind go first, each tenant's in order of admission.
+    /// One token of each decoding request, and the rest of the budget to prompts: all of it while nobody would be stalled, a chunk while
+    /// others decode, and a chunk for each prompt where those are all one tenant's, who pays with its own streams. The prompts of tenants that are behind go first, each tenant's in order of admission.
     fn plan(&mut self) {
         self.catch_up();
         let decoding = self.running.iter().filter(|running| running.decodes()).count();
@@ -267,7 +267,12 @@ impl Scheduler {
         // Stable: of equals, whoever was admitted first.
         prompts.sort_by_key(|(rank, _)| *rank);
         let is_owed = prompts.first().is_some_and(|(rank, _)| rank.is_owed());
-        let chunk = self.options.prefill_chunk.max(1) * if is_owed { CHUNKS_OF_THE_OWED } else { 1 };
+        let chunks = match self.contenders {
+            0 | 1 => prompts.len(),
+            _ if is_owed => CHUNKS_OF_THE_OWED,
+            _ => 1,
+        };
+        let chunk = self.options.prefill_chunk.max(1).saturating_mul(chunks);
         let rest = self.options.step_tokens.saturating_sub(decoding).max(1);
         let mut prefill = if decoding > 0 { rest.min(chunk) } else { rest };
         for (_, running) in prompts {

@@ -200,6 +200,22 @@ fn a_prompt_alone_is_computed_in_large_chunks() {
 }
 
 #[test]
+fn prompts_of_the_one_tenant_there_is_have_a_chunk_each_and_those_of_several_share_one() {
+    for (others, chunk) in [("t", 24), ("u", 8)] {
+        let mut harness = Harness::new(4, options(64, 8));
+        harness.submit(long_request(5));
+        harness.step();
+        for seed in 1..=3 {
+            harness.submit(GenerateRequest { tenant: others.into(), ..request(prompt(seed, 50), 5) });
+        }
+        // The newcomer is owed lanes, and pays with twice the chunk, until it has its share of them.
+        (0..2).for_each(|_| _ = harness.step());
+        let prefill: usize = harness.model.steps.last().expect("a step").iter().map(|(_, tokens)| tokens).sum();
+        assert_eq!(prefill - 1, chunk, "of the tenant {others}");
+    }
+}
+
+#[test]
 fn a_deadline_ends_a_request_unrun_or_running() {
     let mut harness = Harness::new(1, EngineOptions::default());
     let deadline = |ms| Some(harness.now + Duration::from_millis(ms));

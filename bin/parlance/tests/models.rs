@@ -20,6 +20,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/smollm2-1
 /// Reloads under load.
 const RELOADS: usize = 10;
 const CALLERS: usize = 8;
+/// Times that a planted bug has to show itself.
+const HAMMERINGS: usize = 10;
 
 /// Cycles of loading and unloading.
 const CYCLES: usize = 20;
@@ -212,8 +214,9 @@ fn a_reload_that_cuts_the_old_replicas_is_found_out() {
     let mut up = up(&place, planted(&place, "cut-replaced-models"), &section("tiny", &tiny(&place, "t"), "lanes = 2"));
     let node = Node::start(&place, &mut up);
     node.wait_ready();
-    let (answered, failed) = hammer(&place, &node);
-    assert!(failed > 0, "the planted bug was not seen in {answered} calls");
+    // What has shown nothing yet is answered by another replica, and a durable turn always is: so not every cut is seen.
+    let is_seen = (0..HAMMERINGS).any(|_| hammer(&place, &node).1 > 0);
+    assert!(is_seen, "the planted bug was not seen in {HAMMERINGS} times {RELOADS} reloads");
 }
 
 fn resident_bytes(node: &Node) -> u64 {

@@ -83,14 +83,17 @@ struct Shared {
     rows: RwLock<Option<Rows>>,
     mark: Mark,
     writing: Arc<Mutex<Writing>>,
-    /// Declared last, to be released last.
-    _lock: File,
+    lock: File,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         if let Some(rows) = self.rows.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             store::close(&self.dir, rows);
+        }
+        // Closing alone would not unlock it while a process that is being started holds a copy of the descriptor.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "cannot unlock the records");
         }
     }
 }
@@ -130,7 +133,7 @@ impl LocalRecords {
             rows: RwLock::new(Some(opened.rows)),
             mark: opened.mark,
             writing: Arc::new(Mutex::new(Writing { number: opened.number, starved: false })),
-            _lock: lock,
+            lock,
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -32,6 +32,9 @@ use crate::RecordsError;
 /// that whatever a crash takes, what is left is what stood at one moment: never a checkpoint without its rows.
 const KEYSPACE: &str = "rows";
 
+/// How long a database that was closed in this process may yet be in use by a worker of its own.
+const CLOSING: Duration = Duration::from_millis(100);
+
 /// The name of the mark of a store that was closed in peace.
 const CLOSED: &str = "closed";
 
@@ -155,9 +158,7 @@ fn check_files(rows: &Path) -> Result<(), RecordsError> {
 }
 
 fn checked(dir: &Path, path: &Path, options: LocalOptions, durable: u64) -> Result<(Rows, u64), RecordsError> {
-    // The database trusts its files' names and contents in places and panics on strange ones.
-    let opened = catch_unwind(AssertUnwindSafe(|| open_database(path, options)));
-    let db = match opened {
+    let db = match open_behind_closing(path, options) {
         Ok(Ok(db)) => db,
         Ok(Err(error)) => return Err(open_error(dir, &error)),
         Err(_) => return Err(damaged("store", "its files are not as the database left them")),
@@ -172,6 +173,30 @@ fn checked(dir: &Path, path: &Path, options: LocalOptions, durable: u64) -> Resu
         return Err(damaged("store", reason));
     }
     Ok((Rows { db, keyspace }, number))
+}
+
+/// Opens the database, also if it was closed in this process a moment ago: a worker of it may yet hold its lock and delete what it has
+/// replaced. Nobody else can be in it, since the directory is locked.
+fn open_behind_closing(path: &Path, options: LocalOptions) -> std::thread::Result<fjall::Result<Database>> {
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        // The database trusts its files' names and contents in places and panics on strange ones.
+        let opened = catch_unwind(AssertUnwindSafe(|| open_database(path, options)));
+        match &opened {
+            Ok(Err(error)) if may_be_closing(error) && Instant::now() < deadline => sleep(Duration::from_millis(1)),
+            _ => return opened,
+        }
+    }
+}
+
+fn may_be_closing(error: &fjall::Error) -> bool {
+    match error {
+        fjall::Error::Locked => true,
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            error.kind() == io::ErrorKind::NotFound
+        }
+        _ => false,
+    }
 }
 
 fn open_database(path: &Path, options: LocalOptions) -> fjall::Result<Database> {

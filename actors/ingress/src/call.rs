@@ -6,6 +6,7 @@ use parlance_actors_runtime::{AcceptedTurn, Idempotency, Refusal, Sessions, Stat
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Role, SessionKey, SessionOpened, TurnId,
 };
+use parlance_inference_gateway::ToolUse;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -155,7 +156,13 @@ impl DurableCall {
 }
 
 /// Generates outside any session. `logprobs`: whether every token is reported with its probability, and with how many alternatives.
-pub(crate) async fn generate(app: &App, tenant: &Tenant, call: Call, logprobs: Option<u32>) -> Result<Reply, ApiError> {
+pub(crate) async fn generate(
+    app: &App,
+    tenant: &Tenant,
+    call: Call,
+    logprobs: Option<u32>,
+    tools: Option<ToolUse>,
+) -> Result<Reply, ApiError> {
     let id = ids::fresh_turn();
     let request = StatelessRequest {
         id,
@@ -164,6 +171,7 @@ pub(crate) async fn generate(app: &App, tenant: &Tenant, call: Call, logprobs: O
         options: call.options,
         seed: call.seed,
         logprobs,
+        tools,
     };
     Ok(Reply::stateless(id, app.node.generate(request).await?))
 }

@@ -40,6 +40,7 @@ mod reply;
 mod responses;
 mod shown;
 mod sse;
+mod tools;
 mod websocket;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use parlance_actors_runtime::{Sessions, TurnEvent, TurnOutcome, TurnStream};
 use parlance_cluster_protocol::{SessionKey, TurnId};
 use parlance_inference_engine::TokenLogprob;
+use parlance_inference_gateway::CallSyntax;
 use tokio::time::sleep;
 
 use crate::{
@@ -90,6 +91,11 @@ impl Reply {
     /// The turn.
     pub(crate) fn turn(&self) -> TurnId {
         self.turn
+    }
+
+    /// How calls of tools are written in the text, if it may have any.
+    pub(crate) fn call_syntax(&self) -> Option<CallSyntax> {
+        self.stream.call_syntax()
     }
 
     /// All the text so far, whether it was shown by this watcher or had before.

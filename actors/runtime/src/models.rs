@@ -8,7 +8,9 @@ use std::{
 use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_protocol::{GenerationOptions, History, Item, ModelTag, Role};
 use parlance_inference_engine::{CancelHandle, EmbeddingReplica, EngineError, EventSink, GenerateRequest, Replica};
-use parlance_inference_gateway::{GatewayError, ModelRegistry, Turn, prepare_turn, validate_options};
+use parlance_inference_gateway::{
+    CallSyntax, GatewayError, ModelRegistry, ToolUse, Turn, call_syntax, prepare_turn, validate_options,
+};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     task::block_in_place,
@@ -54,6 +56,7 @@ pub(crate) struct Stateless<'a> {
     pub(crate) options: &'a GenerationOptions,
     pub(crate) seed: u64,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) tools: Option<&'a ToolUse>,
     pub(crate) deadline: Instant,
     /// Whether it was admitted before, by a replica that has died since.
     pub(crate) promised: bool,
@@ -179,6 +182,7 @@ impl Models {
             Turn {
                 seed: stateless.seed,
                 logprobs: stateless.logprobs,
+                tools: stateless.tools,
                 deadline: Some(stateless.deadline.into_std()),
                 tenant: stateless.tenant,
                 promised: stateless.promised,
@@ -187,6 +191,16 @@ impl Models {
         )?;
         let tag = tag(&*replica);
         Ok(Planned { replica, request, tag })
+    }
+
+    /// How the calls of tools are written in what the model replies, if it may have any.
+    ///
+    /// # Errors
+    ///
+    /// If the model is not there, or has no tools.
+    pub(crate) fn call_syntax(&self, model: &str, tools: &ToolUse) -> Result<Option<CallSyntax>, Refusal> {
+        let replica = self.0.registry.route(model, 0)?;
+        Ok(call_syntax(&*replica, tools)?)
     }
 
     /// The replica of an embedding model that has least to do.
@@ -198,7 +212,8 @@ impl Models {
 /// Compiling a format may take tenths of a second, for which no other task of a worker thread shall wait.
 fn prepare(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateRequest, GatewayError> {
     let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
-    if turn.options.format.is_some() && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
+    let compiles = turn.options.format.is_some() || turn.tools.is_some();
+    if compiles && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
         return block_in_place(|| prepare_turn(replica, turn));
     }
     prepare_turn(replica, turn)
@@ -215,6 +230,7 @@ fn turn<'a>(items: &'a [&'a Item], options: &'a GenerationOptions, history: Hist
         tenant: "",
         affinity: 0,
         promised: false,
+        tools: None,
         drop_oldest: history == History::Session,
     }
 }

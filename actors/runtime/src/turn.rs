@@ -9,6 +9,7 @@ use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, Item, Origin, Replied, TurnFailed, TurnId, UserHash,
 };
 use parlance_inference_engine::{CancelHandle, TokenLogprob};
+use parlance_inference_gateway::CallSyntax;
 use tokio::sync::watch;
 
 /// What a client asks of a session.
@@ -121,7 +122,14 @@ impl TurnWriter {
     }
 
     pub(crate) fn watch(&self, after: usize) -> TurnStream {
-        TurnStream { receiver: self.0.subscribe(), read: after, read_logprobs: 0, ended: false, cancel: None }
+        TurnStream {
+            receiver: self.0.subscribe(),
+            read: after,
+            read_logprobs: 0,
+            ended: false,
+            cancel: None,
+            calls: None,
+        }
     }
 
     /// The text so far.
@@ -149,6 +157,7 @@ pub struct TurnStream {
     ended: bool,
     /// Ends a stateless generation with its only watcher.
     cancel: Option<Cancellation>,
+    calls: Option<CallSyntax>,
 }
 
 impl Drop for TurnStream {
@@ -194,6 +203,15 @@ impl Cancellation {
 impl TurnStream {
     pub(crate) fn cancel_on_drop(&mut self, cancellation: Cancellation) {
         self.cancel = Some(cancellation);
+    }
+
+    pub(crate) fn set_call_syntax(&mut self, calls: Option<CallSyntax>) {
+        self.calls = calls;
+    }
+
+    /// How calls of tools are written in the text, if it may have any.
+    pub fn call_syntax(&self) -> Option<CallSyntax> {
+        self.calls
     }
 
     /// What comes next; `None` behind the end.

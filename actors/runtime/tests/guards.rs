@@ -77,6 +77,7 @@ async fn ask(node: &Node, text: &str) -> Result<TurnOutcome, Refusal> {
         input: vec![item(Role::User, text)],
         options: GenerationOptions::default(),
         logprobs: None,
+        tools: None,
         seed: None,
     };
     Ok(finish(node.generate(request).await?).await.1)

@@ -118,6 +118,7 @@ fn stateless(model: &str) -> StatelessRequest {
         options: GenerationOptions { model: model.into(), ..GenerationOptions::default() },
         seed: None,
         logprobs: None,
+        tools: None,
     }
 }
 

@@ -154,6 +154,7 @@ async fn stateless(node: &Node, id: u128) -> TurnStream {
         options: GenerationOptions { max_tokens: Some(3), ..GenerationOptions::default() },
         seed: None,
         logprobs: None,
+        tools: None,
     };
     node.generate(request).await.expect("taken")
 }

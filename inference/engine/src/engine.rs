@@ -12,6 +12,7 @@ use std::{
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt,
     PromptBudget, Replica, ReplicaInfo, ReplicaLoad, Speculation, StepCosts, TextCodec, TokenId, TokenModel,
+    ToolPrompt, ToolSyntax,
     admission::Admission,
     grammar::GrammarCompiler,
     lifeline::Life,
@@ -20,7 +21,7 @@ use crate::{
     queue::{Job, Unserved},
     scheduler::{Scheduler, Step},
     shape::ModelShape,
-    window,
+    window::{self, Window},
 };
 
 /// The bounds of an engine.
@@ -135,13 +136,26 @@ impl Replica for EngineReplica {
             Ok((tokens, count))
         };
         let window = window::fit(messages, budget, self.info(), render)?;
-        let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
-        Ok(PreparedPrompt {
-            token_count: window.prompt.len() as u32,
-            tokens: window.prompt,
-            last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
-            dropped_messages: window.dropped as u32,
-        })
+        Ok(prepared(messages, window))
+    }
+
+    fn tool_syntax(&self) -> Option<ToolSyntax> {
+        self.codec.tool_syntax()
+    }
+
+    fn prepare_with_tools(
+        &self,
+        messages: &[ChatMessage<'_>],
+        tools: ToolPrompt<'_>,
+        reserve: u32,
+    ) -> Result<PreparedPrompt, EngineError> {
+        let render = |messages: &[ChatMessage<'_>]| {
+            let tokens = self.codec.encode_with_tools(messages, tools)?;
+            let count = tokens.len() as u32;
+            Ok((tokens, count))
+        };
+        let window = window::fit(messages, PromptBudget { reserve, drop_oldest: false }, self.info(), render)?;
+        Ok(prepared(messages, window))
     }
 
     fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
@@ -184,6 +198,16 @@ impl Replica for EngineReplica {
 
     fn lifeline(&self) -> Lifeline {
         self.lifeline.clone()
+    }
+}
+
+fn prepared(messages: &[ChatMessage<'_>], window: Window<Vec<TokenId>>) -> PreparedPrompt {
+    let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
+    PreparedPrompt {
+        token_count: window.prompt.len() as u32,
+        tokens: window.prompt,
+        last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
+        dropped_messages: window.dropped as u32,
     }
 }
 

@@ -32,6 +32,7 @@ mod shape;
 mod shares;
 mod speculation;
 mod text;
+mod tools;
 mod window;
 
 pub use cost::StepCosts;
@@ -53,3 +54,4 @@ pub use request::{
 };
 pub use scripted::{ScriptedOptions, ScriptedReplica};
 pub use speculation::Speculation;
+pub use tools::{MessageTools, Tool, ToolCall, ToolPrompt, ToolSyntax};

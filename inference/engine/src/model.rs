@@ -1,6 +1,6 @@
 //! What the engine needs from a model: batched steps over lanes of tokens, and text in and out.
 
-use crate::{ChatMessage, EngineError, ReplicaInfo, TokenId};
+use crate::{ChatMessage, EngineError, ReplicaInfo, TokenId, ToolPrompt, ToolSyntax};
 
 /// A sequence that the model can compute beside others; lanes are numbered from 0 to [`TokenModel::lanes`].
 pub type Lane = usize;
@@ -80,6 +80,24 @@ pub trait TextCodec: Send + Sync {
     ///
     /// [`EngineError::Template`] if the template refuses them.
     fn encode_chat(&self, messages: &[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError>;
+
+    /// How the model writes calls of tools; nothing if its template has none.
+    fn tool_syntax(&self) -> Option<ToolSyntax> {
+        None
+    }
+
+    /// As [`encode_chat`](Self::encode_chat), with what the template says of tools.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Template`] if the template refuses them, or has no tools.
+    fn encode_with_tools(
+        &self,
+        _messages: &[ChatMessage<'_>],
+        _tools: ToolPrompt<'_>,
+    ) -> Result<Vec<TokenId>, EngineError> {
+        Err(EngineError::Template("it has no tools".to_owned()))
+    }
 
     /// The bytes that a token stands for. A token may hold a part of a character; special tokens have none.
     fn token_bytes(&self, token: TokenId) -> &[u8];

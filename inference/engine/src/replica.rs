@@ -5,7 +5,10 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use crate::{ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt, PromptBudget};
+use crate::{
+    ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, PreparedPrompt, PromptBudget, ToolPrompt,
+    ToolSyntax,
+};
 
 /// What a replica serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,25 @@ pub trait Replica: Send + Sync + 'static {
     ///
     /// [`EngineError::ContextExceeded`] if what may not be dropped does not fit the context less the reserve.
     fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError>;
+
+    /// How the model writes calls of tools; nothing if its template has none.
+    fn tool_syntax(&self) -> Option<ToolSyntax> {
+        None
+    }
+
+    /// As [`prepare`](Self::prepare), with tools; no message is left out. `reserve` tokens are kept free for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare), and [`EngineError::Template`] where the template has no tools.
+    fn prepare_with_tools(
+        &self,
+        _messages: &[ChatMessage<'_>],
+        _tools: ToolPrompt<'_>,
+        _reserve: u32,
+    ) -> Result<PreparedPrompt, EngineError> {
+        Err(EngineError::Template("it has no tools".to_owned()))
+    }
 
     /// Makes a grammar of a JSON schema, given as JSON text. Pure computation, mostly of milliseconds; the first one takes longer.
     ///

@@ -1,7 +1,8 @@
 //! The scripted twin: a replica without weights that answers deterministically, for tests and load.
 //!
 //! Where a schema governs, the reply is a short document that it allows, one byte a token. Every other reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
-//! and goes on with words; one word is one token. Limits, queue, deadline, cancellation and forced tokens work as in the real
+//! and goes on with words; one word is one token. Where that message spells a call (`<tool_call>…</tool_call>`), the reply goes on with that
+//! instead, one byte a token: so its template has tools, in Hermes' syntax. Limits, queue, deadline, cancellation and forced tokens work as in the real
 //! engine; every token is certain, so its log-probability is 0. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
 
 mod document;
@@ -24,7 +25,7 @@ pub use self::options::ScriptedOptions;
 use self::script::Script;
 use crate::{
     CancelHandle, ChatMessage, ChatRole, EngineError, EventSink, Finish, GenerateEvent, GenerateRequest, Grammar,
-    Lifeline, PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad,
+    Lifeline, PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad, ToolPrompt, ToolSyntax,
     grammar::GrammarCompiler,
     lifeline::Life,
     load::{Load, RunningGuard, WaitingGuard},
@@ -90,6 +91,21 @@ impl Replica for ScriptedReplica {
             last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
             dropped_messages: window.dropped as u32,
         })
+    }
+
+    fn tool_syntax(&self) -> Option<ToolSyntax> {
+        Some(ToolSyntax::Hermes)
+    }
+
+    fn prepare_with_tools(
+        &self,
+        messages: &[ChatMessage<'_>],
+        tools: ToolPrompt<'_>,
+        reserve: u32,
+    ) -> Result<PreparedPrompt, EngineError> {
+        let prompt = self.prepare(messages, PromptBudget { reserve, drop_oldest: false })?;
+        let described: usize = tools.tools.iter().map(|tool| script::count_words(&tool.description)).sum();
+        Ok(PreparedPrompt { token_count: prompt.token_count.saturating_add(described as u32), ..prompt })
     }
 
     fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {

@@ -8,7 +8,7 @@ use parlance_inference_engine::{
     Sampling, TokenId,
 };
 
-use crate::GatewayError;
+use crate::{GatewayError, ToolChoice, ToolUse, tools};
 
 /// The most tokens of a reply whose caller names no limit. Modest, because a lane is reserved for all of them.
 pub const DEFAULT_MAX_TOKENS: u32 = 512;
@@ -49,6 +49,8 @@ pub struct Turn<'a> {
     pub affinity: u64,
     /// Whether an answer was promised, so that it waits for its turn however long that takes.
     pub promised: bool,
+    /// The tools, where there are any; then no message is left out.
+    pub tools: Option<&'a ToolUse>,
     /// Whether the oldest messages may be left out to fit the context: so for a session's own history, not for a given one.
     pub drop_oldest: bool,
 }
@@ -67,10 +69,20 @@ pub fn prepare_turn(replica: &dyn Replica, turn: Turn<'_>) -> Result<GenerateReq
     if turn.items.is_empty() {
         return Err(invalid("messages", "must hold at least one message"));
     }
-    let grammar = turn.options.format.as_ref().map(|format| grammar(replica, format)).transpose()?;
+    let grammar = match (turn.options.format.as_ref(), turn.tools) {
+        (None, None) => None,
+        (None, Some(tools)) => tools::grammar(replica, tools)?,
+        (Some(format), tools) if tools.is_none_or(|tools| tools.choice == ToolChoice::Never) => {
+            Some(grammar(replica, format)?)
+        }
+        (Some(_), _) => return Err(invalid(FORMAT, "goes not with tools that may be called")),
+    };
     let messages: Vec<_> = turn.items.iter().map(|item| message(item)).collect();
     let budget = budget(turn.options.max_tokens, turn.drop_oldest, replica.info());
-    let prompt = replica.prepare(&messages, budget)?;
+    let prompt = match turn.tools {
+        None => replica.prepare(&messages, budget)?,
+        Some(tools) => tools::prepare(replica, &messages, tools, budget.reserve)?,
+    };
     let room = replica.info().context_tokens.saturating_sub(prompt.token_count);
     Ok(GenerateRequest {
         prompt,
@@ -220,6 +232,7 @@ mod tests {
             tenant: "t",
             affinity: 9,
             promised: true,
+            tools: None,
             drop_oldest,
         }
     }

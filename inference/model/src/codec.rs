@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use parlance_inference_engine::{ChatMessage, ChatRole, EngineError, ReplicaInfo, TextCodec, TokenId};
+use parlance_inference_engine::{
+    ChatMessage, ChatRole, EngineError, ReplicaInfo, TextCodec, TokenId, ToolPrompt, ToolSyntax,
+};
 
 use crate::{ModelError, template::ChatTemplate, tokenizer::Tokenizer};
 
@@ -11,11 +13,15 @@ pub struct ChatCodec {
     info: ReplicaInfo,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// A control token that begins calls of tools: it stands for its own text, since calls are found in text.
+    call_mark: Option<(TokenId, &'static str)>,
 }
 
 impl ChatCodec {
     pub(crate) fn new(info: ReplicaInfo, tokenizer: Tokenizer, template: ChatTemplate) -> Self {
-        Self { info, tokenizer, template }
+        let mark = template.tool_syntax().map(ToolSyntax::mark).unwrap_or_default();
+        let call_mark = tokenizer.control_token(mark).map(|token| (token, mark));
+        Self { info, tokenizer, template, call_mark }
     }
 
     /// Encodes text in which nothing counts as a control token.
@@ -40,7 +46,24 @@ impl TextCodec for ChatCodec {
         self.tokenizer.encode_with_control(&rendered.text, rendered.guard).map_err(EngineError::Template)
     }
 
+    fn tool_syntax(&self) -> Option<ToolSyntax> {
+        self.template.tool_syntax()
+    }
+
+    fn encode_with_tools(
+        &self,
+        messages: &[ChatMessage<'_>],
+        tools: ToolPrompt<'_>,
+    ) -> Result<Vec<TokenId>, EngineError> {
+        let rendered = self.template.render_with_tools(messages, tools).map_err(EngineError::Template)?;
+        let text = rendered.text + tools.lead;
+        self.tokenizer.encode_with_control(&text, rendered.guard).map_err(EngineError::Template)
+    }
+
     fn token_bytes(&self, token: TokenId) -> &[u8] {
+        if let Some((_, mark)) = self.call_mark.filter(|(mark, _)| *mark == token) {
+            return mark.as_bytes();
+        }
         self.tokenizer.token_bytes(token)
     }
 

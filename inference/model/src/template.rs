@@ -5,10 +5,12 @@
 //! character is put in. The guard occurs nowhere else, keeps the spelling from being recognised, and is taken out again before
 //! the text is encoded.
 
+mod tools;
+
 use std::{borrow::Cow, collections::HashSet, ops::RangeInclusive};
 
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
-use parlance_inference_engine::{ChatMessage, ChatRole};
+use parlance_inference_engine::{ChatMessage, ChatRole, ToolPrompt, ToolSyntax};
 
 /// The most work that one rendering may take, in minijinja's units (about an instruction or 64 bytes each): enough for
 /// megabytes of messages, and an end to a template that loops.
@@ -46,6 +48,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| error.to_string())?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tools::to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -67,21 +70,48 @@ impl ChatTemplate {
     ///
     /// What the template objects to.
     pub(crate) fn render(&self, messages: &[ChatMessage<'_>]) -> Result<Rendered, String> {
-        let needed = messages.iter().any(|message| !self.guard_places(message.content).is_empty());
-        let guard = if needed { Some(self.unused_guard(messages)?) } else { None };
+        self.render_with_tools(messages, ToolPrompt::default())
+    }
+
+    /// How the model is told to write calls of tools; nothing if the template has none.
+    pub(crate) fn tool_syntax(&self) -> Option<ToolSyntax> {
+        ToolSyntax::of_template(&self.source)
+    }
+
+    /// As [`render`](Self::render), with tools.
+    ///
+    /// # Errors
+    ///
+    /// What the template objects to.
+    pub(crate) fn render_with_tools(
+        &self,
+        messages: &[ChatMessage<'_>],
+        tools: ToolPrompt<'_>,
+    ) -> Result<Rendered, String> {
+        let texts = || messages.iter().map(|message| message.content).chain(tools::texts(tools));
+        let needed = texts().any(|text| !self.guard_places(text).is_empty());
+        let guard = if needed { Some(self.unused_guard(texts())?) } else { None };
+        let guarded = |text: &str| self.guarded(text, guard).into_owned();
         let views: Vec<_> = messages
             .iter()
-            .map(|message| {
-                let content = self.guarded(message.content, guard).into_owned();
-                Value::from_pairs([("role", Value::from(role_name(message.role))), ("content", Value::from(content))])
+            .enumerate()
+            .map(|(number, message)| {
+                let own = [
+                    ("role", Value::from(role_name(message.role))),
+                    ("content", Value::from(guarded(message.content))),
+                ];
+                let of_tools = tools.messages.get(number).map(|said| tools::fields(said, &guarded)).transpose()?;
+                Ok(Value::from_pairs(own.into_iter().chain(of_tools.unwrap_or_default())))
             })
-            .collect();
+            .collect::<Result<_, String>>()?;
+        let offered = tools::offered(tools, &guarded)?;
         let template = self.environment.get_template(TEMPLATE_NAME).map_err(|error| error.to_string())?;
         let context = context! {
             messages => views,
             add_generation_prompt => true,
             bos_token => &self.bos_text,
             eos_token => &self.eos_text,
+            tools => offered,
         };
         let text = template.render(context).map_err(|error| error.to_string())?;
         Ok(Rendered { text, guard })
@@ -128,9 +158,9 @@ impl ChatTemplate {
     }
 
     /// A character that neither the messages nor the template have.
-    fn unused_guard(&self, messages: &[ChatMessage<'_>]) -> Result<char, String> {
-        let texts = || messages.iter().map(|message| message.content).chain([self.source.as_str()]);
-        let used: HashSet<char> = texts().flat_map(str::chars).filter(|char| GUARDS.contains(char)).collect();
+    fn unused_guard<'a>(&'a self, texts: impl Iterator<Item = &'a str>) -> Result<char, String> {
+        let texts = texts.chain([self.source.as_str()]);
+        let used: HashSet<char> = texts.flat_map(str::chars).filter(|char| GUARDS.contains(char)).collect();
         let mut guards = GUARDS;
         guards
             .find(|guard| !used.contains(guard))

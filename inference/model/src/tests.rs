@@ -6,6 +6,7 @@ mod families;
 mod templates;
 mod tensors;
 mod tokenizers;
+mod tools;
 
 use std::{fs, path::Path};
 

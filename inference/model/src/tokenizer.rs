@@ -87,6 +87,11 @@ impl Tokenizer {
         self.control.iter().map(|(text, _)| text.as_str())
     }
 
+    /// The control token with this text.
+    pub(crate) fn control_token(&self, text: &str) -> Option<TokenId> {
+        self.control.iter().find(|(control, _)| control == text).map(|(_, token)| *token)
+    }
+
     /// The bytes that a token stands for; none for control tokens and numbers beyond the vocabulary.
     pub(crate) fn token_bytes(&self, token: TokenId) -> &[u8] {
         self.bytes.get(token)

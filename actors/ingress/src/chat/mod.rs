@@ -30,6 +30,7 @@ use crate::{
     models,
     reply::Reply,
     sse,
+    tools::Calls,
 };
 
 /// Answers a chat.
@@ -57,13 +58,16 @@ async fn answer(
     let call_headers = CallHeaders::read(&parts.headers)?;
     let chat = ChatRequest::parse(&body, call_headers.model.as_deref())?;
     let model = models::resolve(app, &chat.call.options.model)?;
-    let (stream, include_usage, logprobs) = (chat.stream, chat.include_usage, chat.logprobs);
+    let (stream, include_usage, logprobs, parallel) = (chat.stream, chat.include_usage, chat.logprobs, chat.parallel);
     let idempotency = call_headers.idempotency(&parts, &body);
+    if chat.tools.is_some() && (call_headers.session.is_some() || idempotency.is_some()) {
+        return Err(unrecorded_tools());
+    }
     if logprobs.is_some() && (call_headers.session.is_some() || idempotency.is_some()) {
         return Err(unrecorded_logprobs());
     }
     let reply = match (call_headers.session, idempotency) {
-        (None, None) => call::generate(app, &caller.tenant, chat.call, logprobs).await?,
+        (None, None) => call::generate(app, &caller.tenant, chat.call, logprobs, chat.tools).await?,
         (None, Some(idempotency)) => {
             let durable = DurableCall::of_key(&caller.tenant, idempotency);
             call::submit(app, &caller.tenant, chat.call, durable, headers).await?
@@ -76,10 +80,11 @@ async fn answer(
         }
     };
     if stream {
-        let render = ChunkRender::new(reply.turn(), model, include_usage, logprobs.is_some());
+        let calls = reply.call_syntax().map(|syntax| Calls::new(syntax, reply.turn(), parallel));
+        let render = ChunkRender::new(reply.turn(), model, include_usage, logprobs.is_some()).with_calls(calls);
         return Ok(sse::respond(app.clone(), reply, render));
     }
-    whole(reply, logprobs.is_some()).await
+    whole(reply, logprobs.is_some(), parallel).await
 }
 
 /// The last user message is the turn; everything else is the session's own, but for the system prompt of a new one.
@@ -99,10 +104,18 @@ async fn session_turn(
     call::submit(app, &caller.tenant, call, durable, headers).await
 }
 
-async fn whole(reply: Reply, scored: bool) -> Result<Response, ApiError> {
+async fn whole(reply: Reply, scored: bool, parallel: bool) -> Result<Response, ApiError> {
     let turn = reply.turn();
+    let calls = reply.call_syntax().map(|syntax| Calls::new(syntax, turn, parallel));
     let (outcome, logprobs) = reply.scored_outcome().await?;
-    Ok(completion(turn, &outcome, scored.then_some(&*logprobs))?.into_response())
+    Ok(completion(turn, &outcome, scored.then_some(&*logprobs), calls)?.into_response())
+}
+
+/// A repeated call must get the first answer, and what a turn has to do with tools is not in the record.
+fn unrecorded_tools() -> ApiError {
+    let message = "Unsupported value: tools go neither with X-Session-ID nor with Idempotency-Key, since a durable turn's \
+        calls are not recorded. Send the whole conversation with each call instead.";
+    ApiError::unsupported("tools", message)
 }
 
 /// A repeated call must get the first answer, and probabilities are not in the record.

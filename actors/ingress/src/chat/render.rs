@@ -12,6 +12,7 @@ use crate::{
     logprobs::Logprobs,
     models::ServedModel,
     sse::{Frames, Render},
+    tools::{CallObject, Calls, Read},
 };
 
 #[derive(Debug, Serialize)]
@@ -36,8 +37,11 @@ struct Choice {
 #[derive(Debug, Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Nothing beside calls.
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallObject>,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,12 +73,13 @@ pub(super) fn completion(
     turn: TurnId,
     outcome: &TurnOutcome,
     logprobs: Option<&[TokenLogprob]>,
+    calls: Option<Calls>,
 ) -> Result<Json<Completion>, ApiError> {
     let replied: &Replied = match outcome {
         TurnOutcome::Replied(replied) => replied,
         TurnOutcome::Failed(failed) => return Err(ApiError::from_failed(failed)),
     };
-    let message = Message { role: "assistant", content: replied.text.clone(), refusal: None };
+    let (message, has_calls) = message(&replied.text, calls);
     Ok(Json(Completion {
         id: ids::completion_id(turn),
         object: "chat.completion",
@@ -85,15 +90,27 @@ pub(super) fn completion(
             index: 0,
             message,
             logprobs: logprobs.map(Logprobs::new),
-            finish_reason: finish_reason(replied.finish),
+            finish_reason: finish_reason(replied.finish, has_calls),
         }],
         usage: replied.usage.into(),
     }))
 }
 
+/// The reply as a message, and whether it has calls.
+fn message(text: &str, calls: Option<Calls>) -> (Message, bool) {
+    let plain = |content| Message { role: "assistant", content, refusal: None, tool_calls: Vec::new() };
+    let Some(mut calls) = calls else { return (plain(Some(text.to_owned())), false) };
+    let (mut read, rest) = (calls.push(text, false), calls.finish(false));
+    read.text.push_str(&rest.text);
+    read.calls.extend(rest.calls);
+    let content = Some(read.text).filter(|text| !text.is_empty() || read.calls.is_empty());
+    (Message { tool_calls: read.calls, ..plain(content) }, calls.any())
+}
+
 /// The interface has no word for "stopped on request"; the text is complete as far as it goes.
-fn finish_reason(finish: FinishReason) -> &'static str {
+fn finish_reason(finish: FinishReason, has_calls: bool) -> &'static str {
     match finish {
+        FinishReason::Stop if has_calls => "tool_calls",
         FinishReason::Stop | FinishReason::Cancelled => "stop",
         FinishReason::Length => "length",
     }
@@ -131,6 +148,8 @@ struct Delta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallObject>,
 }
 
 /// Renders a turn as chunks.
@@ -141,12 +160,19 @@ pub(super) struct ChunkRender {
     include_usage: bool,
     /// Whether probabilities were asked for.
     scored: bool,
+    /// Where the reply may have calls of tools.
+    calls: Option<Calls>,
 }
 
 impl ChunkRender {
     /// Renders `turn`, which `model` answers.
     pub(super) fn new(turn: TurnId, model: ServedModel, include_usage: bool, scored: bool) -> Self {
-        Self { id: ids::completion_id(turn), created: ids::created_at(turn), model, include_usage, scored }
+        Self { id: ids::completion_id(turn), created: ids::created_at(turn), model, include_usage, scored, calls: None }
+    }
+
+    /// Takes calls of tools out of the text.
+    pub(super) fn with_calls(self, calls: Option<Calls>) -> Self {
+        Self { calls, ..self }
     }
 
     fn chunk(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, out: &mut Frames) {
@@ -166,13 +192,23 @@ impl ChunkRender {
     }
 }
 
+fn delta_of(read: &Read) -> Delta<'_> {
+    let content = Some(read.text.as_str()).filter(|text| !text.is_empty());
+    Delta { role: None, content, tool_calls: read.calls.clone() }
+}
+
 impl Render for ChunkRender {
     fn begin(&mut self, out: &mut Frames) {
-        self.chunk(Delta { role: Some("assistant"), content: Some("") }, None, out);
+        self.chunk(Delta { role: Some("assistant"), content: Some(""), ..Delta::default() }, None, out);
     }
 
     fn delta(&mut self, _end: usize, text: &str, logprobs: &[TokenLogprob], out: &mut Frames) {
-        let delta = Delta { role: None, content: Some(text) };
+        let read = self.calls.as_mut().map(|calls| calls.push(text, true));
+        let delta = match &read {
+            None => Delta { content: Some(text), ..Delta::default() },
+            Some(read) if read.text.is_empty() && read.calls.is_empty() && logprobs.is_empty() => return,
+            Some(read) => delta_of(read),
+        };
         let logprobs = self.scored.then(|| Logprobs::new(logprobs));
         self.write(&[ChunkChoice { index: 0, delta, logprobs, finish_reason: None }], None, out);
     }
@@ -181,7 +217,12 @@ impl Render for ChunkRender {
         match outcome {
             TurnOutcome::Failed(failed) => self.broken(&ApiError::from_failed(failed), out),
             TurnOutcome::Replied(replied) => {
-                self.chunk(Delta::default(), Some(finish_reason(replied.finish)), out);
+                let rest = self.calls.as_mut().map(|calls| calls.finish(true)).unwrap_or_default();
+                if !rest.text.is_empty() || !rest.calls.is_empty() {
+                    self.chunk(delta_of(&rest), None, out);
+                }
+                let has_calls = self.calls.as_ref().is_some_and(Calls::any);
+                self.chunk(Delta::default(), Some(finish_reason(replied.finish, has_calls)), out);
                 if self.include_usage {
                     self.write(&[], Some(replied.usage.into()), out);
                 }

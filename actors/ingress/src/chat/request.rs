@@ -1,6 +1,7 @@
 //! The request of a chat completion.
 
 use parlance_cluster_protocol::Origin;
+use parlance_inference_gateway::ToolUse;
 
 use crate::{
     api_error::ApiError,
@@ -8,7 +9,7 @@ use crate::{
     format, generation,
     json::{Object, missing, parse_object},
     logprobs::MAX_ALTERNATIVES,
-    messages,
+    messages, tools,
 };
 
 /// A parsed request.
@@ -19,6 +20,10 @@ pub(super) struct ChatRequest {
     pub(super) include_usage: bool,
     /// Whether every token is reported with its probability, and with how many alternatives.
     pub(super) logprobs: Option<u32>,
+    /// The tools, if the request has to do with any.
+    pub(super) tools: Option<ToolUse>,
+    /// Whether a reply may have several calls.
+    pub(super) parallel: bool,
 }
 
 impl ChatRequest {
@@ -26,7 +31,7 @@ impl ChatRequest {
     pub(super) fn parse(body: &[u8], model_header: Option<&str>) -> Result<Self, ApiError> {
         let mut body = parse_object(body)?;
         let values = body.array("messages")?.ok_or_else(|| missing("messages"))?;
-        let input = messages::messages(values, "messages")?;
+        let (input, of_tools) = messages::with_tools(values, "messages")?;
         let mut options = generation::sampling(&mut body)?;
         options.model = generation::model(&mut body, model_header)?;
         options.stop = generation::stop(&mut body)?;
@@ -38,9 +43,11 @@ impl ChatRequest {
         let stream = body.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut body)?;
         let logprobs = logprobs(&mut body)?;
+        let parallel = body.boolean("parallel_tool_calls")?.unwrap_or(true);
+        let tools = tools::tool_use(&mut body, of_tools)?;
         generation::check_rest(&body)?;
         let call = Call { input, options, seed, user, origin: Origin::ChatCompletion };
-        Ok(Self { call, stream, include_usage, logprobs })
+        Ok(Self { call, stream, include_usage, logprobs, tools, parallel })
     }
 }
 

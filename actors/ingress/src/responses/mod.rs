@@ -184,7 +184,7 @@ async fn start(
         (Place::Unstored, None) => {
             let instructions = instructions.map(|text| Item { role: Role::System, text });
             call.input.splice(..0, instructions);
-            return call::generate(app, tenant, call, logprobs).await;
+            return call::generate(app, tenant, call, logprobs, None).await;
         }
     };
     call::submit(app, tenant, call, DurableCall { instructions, ..durable }, headers).await

@@ -45,10 +45,10 @@ const CHAT_FIELDS: &[(&str, &str, &str)] = &[
     (r#""model": "a\u0000b""#, "invalid_value", "model"),
     (r#""model": "no-such-model""#, "model_not_found", "model"),
     (r#""user": 4"#, "invalid_value", "user"),
-    (r#""tools": [{"type": "function"}]"#, "unsupported_value", "tools"),
+    (r#""tools": [{"type": "function"}]"#, "invalid_value", "tools[0].function"),
     (r#""functions": [{}]"#, "unsupported_value", "functions"),
-    (r#""tool_choice": "required""#, "unsupported_value", "tool_choice"),
-    (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "unsupported_value", "tool_choice"),
+    (r#""tool_choice": "required""#, "invalid_value", "tool_choice"),
+    (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "invalid_value", "tool_choice"),
     (r#""logprobs": "yes""#, "invalid_value", "logprobs"),
     (r#""logprobs": true, "top_logprobs": 21"#, "invalid_value", "top_logprobs"),
     (r#""logprobs": true, "top_logprobs": -1"#, "invalid_value", "top_logprobs"),
@@ -105,7 +105,7 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     (r#"[{"content": "x"}]"#, "invalid_value", "messages[0].role"),
     (r#"[{"role": "boss", "content": "x"}]"#, "invalid_value", "messages[0].role"),
     (r#"[{"role": 1, "content": "x"}]"#, "invalid_value", "messages[0].role"),
-    (r#"[{"role": "tool", "content": "x"}]"#, "unsupported_value", "messages[0].role"),
+    (r#"[{"role": "tool", "content": "x"}]"#, "invalid_value", "messages[0].tool_call_id"),
     (r#"[{"role": "user"}]"#, "invalid_value", "messages[0].content"),
     (r#"[{"role": "user", "content": 7}]"#, "invalid_value", "messages[0].content"),
     (r#"[{"role": "user", "content": []}]"#, "invalid_value", "messages[0].content"),
@@ -118,8 +118,8 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     ),
     (
         r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]"#,
-        "unsupported_value",
-        "messages[1].tool_calls",
+        "invalid_value",
+        "messages[1].tool_calls[0].type",
     ),
 ];
 

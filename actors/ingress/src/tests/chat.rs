@@ -163,6 +163,7 @@ async fn a_model_without_room_refuses_with_a_time_and_accepts_nothing() {
             options: GenerationOptions::default(),
             seed: None,
             logprobs: None,
+            tools: None,
         };
         taken.push(face.node.generate(request).await.expect("there is room"));
     }

@@ -9,6 +9,7 @@ mod logprobs;
 mod operations;
 mod responses;
 mod sockets;
+mod tools;
 mod websocket;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -10,6 +10,7 @@ use std::{
 
 use parlance_cluster_protocol::{FinishReason, GenerationOptions, Item, ModelTag, Replied, TurnFailed, TurnId, Usage};
 use parlance_inference_engine::{EngineError, EventSink, Finish, GenerateEvent, TokenUsage};
+use parlance_inference_gateway::ToolUse;
 use tokio::{
     runtime::Handle,
     time::{self, Instant},
@@ -39,6 +40,8 @@ pub struct StatelessRequest {
     pub seed: Option<u64>,
     /// Whether every token is reported with its probability, and with how many alternatives.
     pub logprobs: Option<u32>,
+    /// The tools, where there are any.
+    pub tools: Option<ToolUse>,
 }
 
 /// Replicas that a generation may lose, one after the other, before it has shown anything. Then it fails.
@@ -58,6 +61,8 @@ impl Node {
     pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
         let permit = self.services.stateless.admit(&request.tenant)?;
         self.services.models.fetch(&request.options.model).await?;
+        let syntax = |tools| self.services.models.call_syntax(&request.options.model, tools);
+        let calls = request.tools.as_ref().map(syntax).transpose()?.flatten();
         let generation = Arc::new(Generation {
             _permit: permit,
             seed: request.seed.unwrap_or_else(rand::random),
@@ -71,6 +76,7 @@ impl Node {
         });
         let mut stream = generation.writer.watch(0);
         stream.cancel_on_drop(generation.cancellation.clone());
+        stream.set_call_syntax(calls);
         match generation.clone().attempt().await {
             Err(Refusal::Engine(EngineError::Stopped)) => generation.died(),
             begun => begun?,
@@ -104,6 +110,7 @@ impl Generation {
             options: &request.options,
             seed: self.seed,
             logprobs: request.logprobs,
+            tools: request.tools.as_ref(),
             deadline: self.deadline,
             promised: self.deaths.load(Ordering::Relaxed) > 0,
         })?;

@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::{ScriptedOptions, document};
 use crate::{
-    EngineError, Finish, GenerateEvent, GenerateRequest, Likelihood, TokenId, TokenLogprob, TokenUsage,
+    EngineError, Finish, GenerateEvent, GenerateRequest, Likelihood, TokenId, TokenLogprob, TokenUsage, ToolSyntax,
     logprobs::Unreported, random, text::TextAssembler,
 };
 
@@ -38,6 +38,14 @@ pub(super) fn count_words(text: &str) -> usize {
     usize::from(1 - is_space(first)) + bytes.chunks(chunk).zip(rest.chunks(chunk)).map(starts).sum::<usize>()
 }
 
+/// What is said to a message that spells a call: the digest and that call, as bytes.
+fn told_call(digest: &[u8; 32], message: &str) -> Option<Vec<TokenId>> {
+    let mark = ToolSyntax::Hermes.mark();
+    let call = &message[message.find(mark)?..];
+    let said = format!("{} {call}", digits(digest));
+    Some(said.bytes().map(TokenId::from).collect())
+}
+
 /// One reply in the making.
 pub(super) struct Script {
     digest: [u8; 32],
@@ -62,7 +70,7 @@ impl Script {
         let digest: [u8; 32] = Sha256::digest(request.prompt.last_user_text.as_bytes()).into();
         let message = u64::from_le_bytes(std::array::from_fn(|n| digest[8 + n]));
         let document = request.grammar.map(|g| document::write(g, &request.forced, request.max_tokens as usize));
-        let document = document.transpose()?;
+        let document = document.transpose()?.or_else(|| told_call(&digest, &request.prompt.last_user_text));
         Ok(Self {
             digest,
             words: random::bits(options.seed, message),
@@ -119,7 +127,7 @@ impl Script {
         let bytes = if self.document.is_some() {
             document::bytes(id).to_vec()
         } else if id == scripted && self.said == 0 {
-            self.digest_digits().into_bytes()
+            digits(&self.digest).into_bytes()
         } else {
             WORDS[id as usize % WORDS.len()].into()
         };
@@ -144,11 +152,6 @@ impl Script {
         (random::bits(self.words, position.into()) % WORDS.len() as u64) as TokenId
     }
 
-    fn digest_digits(&self) -> String {
-        let head = u64::from_be_bytes(std::array::from_fn(|n| self.digest[n]));
-        format!("{head:0DIGEST_DIGITS$x}")
-    }
-
     fn end(&self) -> u32 {
         self.tokens.max(self.forced()).min(self.max_tokens)
     }
@@ -164,6 +167,12 @@ impl Script {
             None
         }
     }
+}
+
+/// What a reply begins with.
+fn digits(digest: &[u8; 32]) -> String {
+    let head = u64::from_be_bytes(std::array::from_fn(|n| digest[n]));
+    format!("{head:0DIGEST_DIGITS$x}")
 }
 
 /// A token that nothing else could have been.

@@ -2,7 +2,7 @@
 //!
 //! Where a schema governs, the reply is a short document that it allows, one byte a token. Every other reply begins with the first 16 hexadecimal digits of SHA-256 of the last user message, so that a swapped answer is seen,
 //! and goes on with words; one word is one token. Where that message spells a call (`<tool_call>…</tool_call>`), the reply goes on with that
-//! instead, one byte a token: so its template has tools, in Hermes' syntax. Limits, queue, deadline, cancellation and forced tokens work as in the real
+//! instead, one byte a token: so its template has tools, in Hermes' syntax. A tool's result is answered like a user's message. Limits, queue, deadline, cancellation and forced tokens work as in the real
 //! engine; every token is certain, so its log-probability is 0. Replies that take time are tasks on tokio timers; replies that take none are given within `submit`.
 
 mod document;
@@ -104,8 +104,14 @@ impl Replica for ScriptedReplica {
         reserve: u32,
     ) -> Result<PreparedPrompt, EngineError> {
         let prompt = self.prepare(messages, PromptBudget { reserve, drop_oldest: false })?;
+        let answered = messages.last().filter(|message| message.role == ChatRole::Tool);
+        let last_user_text = answered.map_or(prompt.last_user_text, |message| message.content.to_owned());
         let described: usize = tools.tools.iter().map(|tool| script::count_words(&tool.description)).sum();
-        Ok(PreparedPrompt { token_count: prompt.token_count.saturating_add(described as u32), ..prompt })
+        Ok(PreparedPrompt {
+            token_count: prompt.token_count.saturating_add(described as u32),
+            last_user_text,
+            ..prompt
+        })
     }
 
     fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {

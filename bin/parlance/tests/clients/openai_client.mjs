@@ -26,6 +26,20 @@ async function chatStream() {
   assert.equal(await stream.finalContent(), text);
 }
 
+// The client runs the tool and goes on until there is an answer.
+async function tools() {
+  const asked = [];
+  const call = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>';
+  const weather = (city) => asked.push(city) && "cloudy";
+  const parameters = { type: "object", properties: { city: { type: "string" } } };
+  const tool = { type: "function", function: { name: "weather", function: weather, parse: JSON.parse, parameters } };
+  const runner = client.chat.completions.runTools({
+    model: "scripted", stream: true, messages: [{ role: "user", content: call }], tools: [tool],
+  });
+  assert.ok((await runner.finalContent()).startsWith(mark("cloudy")));
+  assert.deepEqual(asked, [{ city: "Paris" }]);
+}
+
 async function responses() {
   const first = await client.responses.create({ model: "scripted", input: "three" });
   assert.ok(first.output_text.startsWith(mark("three")));
@@ -51,7 +65,7 @@ async function errors() {
   await assert.rejects(unknown, (error) => error instanceof OpenAI.NotFoundError && error.code === "model_not_found");
 }
 
-for (const check of [chat, chatStream, responses, responsesStream, errors]) {
+for (const check of [chat, chatStream, tools, responses, responsesStream, errors]) {
   await check();
   console.log(`ok ${check.name}`);
 }

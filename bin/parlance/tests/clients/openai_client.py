@@ -65,6 +65,28 @@ def formats(client):
     assert isinstance(json.loads(mode.choices[0].message.content), dict), mode
 
 
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+TELLS = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+
+
+def tools(client):
+    messages = [{"role": "user", "content": TELLS}]
+    asked = {"model": "scripted", "messages": messages, "tools": [TOOL]}
+    choice = client.chat.completions.create(**asked).choices[0]
+    call = choice.message.tool_calls[0]
+    assert choice.finish_reason == "tool_calls" and json.loads(call.function.arguments) == {"city": "Paris"}, choice
+    with client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    assert streamed.content == choice.message.content, streamed
+    assert streamed.tool_calls[0].function.arguments == call.function.arguments, streamed
+    result = {"role": "tool", "tool_call_id": call.id, "content": "cloudy"}
+    answer = client.chat.completions.create(**asked | {"messages": [*messages, choice.message, result]})
+    assert answer.choices[0].message.content.startswith(mark("cloudy")), answer
+
+
 def responses(client):
     first = client.responses.create(model="scripted", input="three")
     assert first.output_text.startswith(mark("three")) and first.status == "completed", first
@@ -121,7 +143,8 @@ def errors(client):
 def main():
     client = openai.OpenAI(base_url=sys.argv[1], api_key="any")
     assert "scripted" in [model.id for model in client.models.list()]
-    for check in [chat, chat_stream, probabilities, formats, responses, responses_stream, sessions_and_keys, errors]:
+    checks = [chat, chat_stream, probabilities, formats, tools, responses, responses_stream, sessions_and_keys, errors]
+    for check in checks:
         check(client)
         print(f"ok {check.__name__}")
 

@@ -13,9 +13,6 @@ const CHAT: &str = parlance_inference_gateway::FORMAT;
 /// Where responses do.
 pub(crate) const RESPONSES: &str = "text.format";
 
-/// The longest name of a schema, in bytes.
-const MAX_NAME: usize = 64;
-
 /// Takes `response_format` out of a chat completion: `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}`.
 pub(crate) fn of_chat(body: &mut Object) -> Result<Option<OutputFormat>, ApiError> {
     let Some(mut format) = body.object(CHAT)? else { return Ok(None) };
@@ -63,13 +60,7 @@ fn kind(format: &mut Object) -> Result<Kind, ApiError> {
 
 /// A schema with its name. Replies are held to it with `strict` and without.
 fn schema(named: &mut Object) -> Result<OutputFormat, ApiError> {
-    let path = named.path("name");
-    let name = named.required_string("name")?;
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_allowed) {
-        let message = format!("Invalid '{path}': 1 to {MAX_NAME} letters, digits, underscores and hyphens.");
-        return Err(ApiError::invalid(Some(path), message));
-    }
+    let name = named.name()?;
     named.boolean("strict")?;
     named.string("description")?;
     let path = named.path("schema");

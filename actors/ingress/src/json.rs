@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::api_error::ApiError;
 
+/// The longest name of a schema or a tool, in bytes.
+const MAX_NAME: usize = 64;
+
 /// A JSON object on its way to being taken apart, and where it stands in the request.
 #[derive(Debug)]
 pub(crate) struct Object {
@@ -82,6 +85,17 @@ impl Object {
     /// Takes a string out that must be there.
     pub(crate) fn required_string(&mut self, name: &str) -> Result<String, ApiError> {
         self.string(name)?.ok_or_else(|| missing(&self.path(name)))
+    }
+
+    /// Takes `name` out: what a schema or a tool is called.
+    pub(crate) fn name(&mut self) -> Result<String, ApiError> {
+        let (path, name) = (self.path("name"), self.required_string("name")?);
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_allowed) {
+            let message = format!("Invalid '{path}': 1 to {MAX_NAME} letters, digits, underscores and hyphens.");
+            return Err(ApiError::invalid(Some(path), message));
+        }
+        Ok(name)
     }
 
     /// Takes a boolean out.

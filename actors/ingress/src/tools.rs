@@ -14,8 +14,6 @@ use crate::{
 
 /// The most tools of a request, and the most calls of a message.
 const MAX_TOOLS: usize = 128;
-/// The longest name of a tool, in bytes.
-const MAX_NAME: usize = 64;
 /// The longest id of a call, in bytes.
 const MAX_ID: usize = 256;
 /// Characters of an id that is made here: some templates want exactly so many letters and digits.
@@ -39,7 +37,7 @@ fn tool(value: Value, path: &str) -> Result<Tool, ApiError> {
     let mut fields = Object::at(value, path)?;
     is_function(&mut fields)?;
     let mut function = fields.object("function")?.ok_or_else(|| missing(&fields.path("function")))?;
-    let name = name(&mut function)?;
+    let name = function.name()?;
     let description = function.string("description")?;
     function.boolean("strict")?;
     let parameters_path = function.path("parameters");
@@ -64,17 +62,6 @@ fn is_function(fields: &mut Object) -> Result<(), ApiError> {
     }
 }
 
-fn name(function: &mut Object) -> Result<String, ApiError> {
-    let path = function.path("name");
-    let name = function.required_string("name")?;
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_allowed) {
-        let message = format!("Invalid '{path}': 1 to {MAX_NAME} letters, digits, underscores and hyphens.");
-        return Err(ApiError::invalid(Some(path), message));
-    }
-    Ok(name)
-}
-
 fn choice(body: &mut Object, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
     let invalid = |message: String| ApiError::invalid(Some("tool_choice".into()), message);
     let choice = match body.take("tool_choice") {
@@ -94,7 +81,7 @@ fn choice(body: &mut Object, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
             let mut fields = Object::at(value, "tool_choice")?;
             is_function(&mut fields)?;
             let mut function = fields.object("function")?.ok_or_else(|| missing("tool_choice.function"))?;
-            ToolChoice::Named(name(&mut function)?)
+            ToolChoice::Named(function.name()?)
         }
     };
     match &choice {
@@ -128,7 +115,7 @@ fn call(value: Value, path: &str) -> Result<ToolCall, ApiError> {
         return Err(ApiError::invalid(Some(id_path.clone()), format!("Invalid '{id_path}': 1 to {MAX_ID} bytes.")));
     }
     let mut function = fields.object("function")?.ok_or_else(|| missing(&fields.path("function")))?;
-    let name = name(&mut function)?;
+    let name = function.name()?;
     let arguments_path = function.path("arguments");
     let arguments = function.required_string("arguments")?;
     if !serde_json::from_str::<Value>(&arguments).is_ok_and(|arguments| arguments.is_object()) {

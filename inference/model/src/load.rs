@@ -3,7 +3,9 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use burn::tensor::DType;
-use parlance_inference_engine::{EngineError, LaneInput, ModelKind, ReplicaInfo, TokenId, TokenModel};
+use parlance_inference_engine::{
+    ChatMessage, ChatRole, EngineError, LaneInput, ModelKind, ReplicaInfo, TextCodec as _, TokenId, TokenModel,
+};
 
 use crate::{
     ChatCodec, DeviceChoice, LlamaModel, Model, ModelError, Precision, bert,
@@ -18,8 +20,10 @@ use crate::{
 
 const DEFAULT_LANES: usize = 16;
 const DEFAULT_CONTEXT_TOKENS: u32 = 2_048;
-/// Positions of the warm-up's prompt: enough that every kind of kernel runs.
-const WARM_UP_TOKENS: usize = 16;
+/// Positions of the warm-up's prompt: as many as the longest step of an engine has by default, so that buffers have their size.
+const WARM_UP_TOKENS: usize = 256;
+/// What a first user says, as far as tokenizer and template can tell: they find out about kinds of characters when they meet them.
+const WARM_UP_TEXT: &str = "Hello! I'd like a story of 1,024 words (in English, 90 % true): \"Once upon a time…\"\n\n\tÄrger; naïve façade @ www.example.org?";
 
 /// What a model takes beside weights and cache: buffers of a step, and ...
 const REST_BYTES: u64 = 24 << 20;
@@ -133,7 +137,11 @@ pub fn load(
     }
     let info =
         ReplicaInfo { name: options.name.clone(), digest, numerics, context_tokens: model.context_tokens() as u32 };
-    Ok(LoadedModel { model, codec: Arc::new(ChatCodec::new(info, tokenizer, template)) })
+    let codec = ChatCodec::new(info, tokenizer, template);
+    if let Err(error) = codec.encode_chat(&[ChatMessage { role: ChatRole::User, content: WARM_UP_TEXT }]) {
+        tracing::warn!(%error, "the chat template does not take a single message");
+    }
+    Ok(LoadedModel { model, codec: Arc::new(codec) })
 }
 
 /// Reads the weights into a model for what computes, and names its numerics class.
@@ -225,9 +233,9 @@ pub fn kind(source: &Path) -> Result<ModelKind, ModelError> {
     })
 }
 
-/// A text for a model's first steps.
-pub(crate) fn warm_up_tokens(context: usize, vocabulary: usize) -> Vec<TokenId> {
-    (0..WARM_UP_TOKENS.min(context)).map(|at| (at % vocabulary) as TokenId).collect()
+/// A text of so many tokens for a model's first steps.
+pub(crate) fn warm_up_tokens(count: usize, vocabulary: usize) -> Vec<TokenId> {
+    (0..count).map(|at| (at % vocabulary) as TokenId).collect()
 }
 
 /// Runs every shape where there are shapes, and prefills and decodes once, so that the first request finds all in place.
@@ -237,7 +245,7 @@ fn warm_up(model: &mut Model) -> Result<(), ModelError> {
         let shapes = tensors.warm_up().map_err(ModelError::WarmUp)?;
         tracing::info!(shapes, seconds = begun.elapsed().as_secs_f64(), "every shape of a step is warm");
     }
-    let tokens = warm_up_tokens(model.context_tokens(), model.vocabulary());
+    let tokens = warm_up_tokens(WARM_UP_TOKENS.min(model.context_tokens()), model.vocabulary());
     let mut logits = Vec::new();
     let (prompt, last) = tokens.split_at(tokens.len() - 1);
     for (start, tokens) in [(0, prompt), (prompt.len(), last)] {

@@ -18,6 +18,9 @@ use crate::{
     tensors::{Naming, Tensors},
 };
 
+/// Positions of the warm-up's text: enough that every kind of kernel runs.
+const WARM_UP_TOKENS: usize = 16;
+
 /// A model that is ready to embed.
 pub struct LoadedEmbedder {
     /// The model, for the engine's thread.
@@ -107,7 +110,7 @@ pub fn load_embedder(
     let codec = BertCodec::new(info, tokenizer?, config.vocabulary);
     let mut model = BertModel { pooling: sentence.pooling, weights: weights?, config, workspace: Workspace::default() };
     report(LoadStage::WarmUp, total_bytes);
-    let tokens = warm_up_tokens(model.config.context, model.config.vocabulary);
+    let tokens = warm_up_tokens(WARM_UP_TOKENS.min(model.config.context), model.config.vocabulary);
     model.embed(&[&tokens], &mut Vec::new()).map_err(ModelError::WarmUp)?;
     Ok(LoadedEmbedder { model, codec: Arc::new(codec) })
 }

@@ -8,8 +8,7 @@ use moka::{Expiry, notification::RemovalCause, ops::compute::Op, sync::Cache as 
 use parlance_cluster_protocol::Position;
 use tokio::time::Instant;
 
-use super::scoped;
-use crate::{Cache, Cached, metrics};
+use crate::{Cache, Cached, keys::scoped, metrics};
 
 /// What an entry costs beside its key and value: the entry itself and its places in the cache's queues.
 const ENTRY_BYTES: usize = 256;

@@ -9,8 +9,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
-use super::scoped;
-use crate::{Decision, Limit, Limiter, metrics};
+use crate::{Decision, Limit, Limiter, keys::scoped, metrics};
 
 /// When the limiter is full, this part of the buckets is dropped at once, so that a flood of new keys costs each of
 /// them little.

@@ -126,9 +126,13 @@ impl Network {
         out.reshape([lanes * tokens, heads * head])
     }
 
-    /// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`, from f32 to f32.
-    fn linear(&self, x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-        x.cast(self.dtype).matmul(weight.clone().transpose()).cast(FloatDType::F32)
+    /// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`, from f32 to f32, the parts of the inputs side by side.
+    fn linear(&self, x: Tensor<2>, weight: &Tensor<3>) -> Tensor<2> {
+        let ([rows, _], [parts, outputs, inputs]) = (x.dims(), weight.dims());
+        let x = x.cast(self.dtype).reshape([rows, parts, inputs]).swap_dims(0, 1);
+        let sums = x.matmul(weight.clone().swap_dims(1, 2)).cast(FloatDType::F32);
+        let sum = if parts == 1 { sums } else { sums.sum_dim(0) };
+        sum.reshape([rows, outputs])
     }
 
     /// Root-mean-square norm over the last dimension, times `weight`.

@@ -145,7 +145,7 @@ fn tensors_have_numerics_and_sizes_of_their_own() {
         (loaded.codec.info().numerics.clone(), loaded.model.weight_bytes(), loaded.model.cache_bytes())
     };
     let (f32, f16) = (of(Precision::F32), of(Precision::F16));
-    assert_eq!((f32.0.as_str(), f16.0.as_str()), ("tensor-flex-f32-1", "tensor-flex-f16-1"));
+    assert_eq!((f32.0.as_str(), f16.0.as_str()), ("tensor-flex-f32-2", "tensor-flex-f16-2"));
     assert_eq!((f32.1, f32.2), (2 * f16.1, 2 * f16.2));
     let kernels = family("llama3", &on(DeviceChoice::Cpu, Precision::F32, 2));
     assert_eq!(kernels.codec.info().numerics, "f32-1");

@@ -47,6 +47,7 @@ test-wgpu: ## Compute the tests' models by wgpu, on Mesa's software Vulkan where
 	target/release/parlance model fetch
 	$(CARGO) test --release -p parlance-inference-model --features wgpu --lib --test reference -- on_wgpu --show-output
 
+# Where the download is impossible, `.ci/llvm` lays out an LLVM that is installed.
 test-cuda: ## Compute the tests' models by CUDA: needs a GPU, and downloads an LLVM for the build
 	@.ci/services build
 	$(CARGO) build --release -p parlance

@@ -3,7 +3,8 @@
 //!
 //! `make bench-inference` runs this and installs llama.cpp's server before; `.ci/services vllm` installs vLLM for CPU. Who is not there is
 //! left out. `PASSES` says how often all are measured in turn (3); `ONLY=parlance,BF16` keeps those whose names have one of these
-//! parts. Without `ONLY` the tables also go into `docs/benchmarks.md`.
+//! parts, and `DEVICE=cuda` (with the feature `cuda`) measures this node on that device alone. Without these two the tables also go into
+//! `docs/benchmarks.md`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 
 #[path = "../tests/common/mod.rs"]
@@ -43,7 +44,7 @@ fn main() {
     }
     let tables = report::tables(&rows, passes);
     println!("\n{tables}");
-    if only.is_none() {
+    if only.is_none() && env::var_os("DEVICE").is_none() {
         let page = fs::read_to_string(DOCS).expect("the page is there");
         fs::write(DOCS, report::put_into(&page, &tables)).expect("the page can be written");
     }

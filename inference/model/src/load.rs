@@ -162,7 +162,7 @@ fn build(
             Ok((Model::Kernels(Box::new(model)), numbers.numerics().to_owned()))
         }
         Compute::Tensors { kind, device, dtype } => {
-            let numerics = format!("tensor-{kind}-{}-1", DType::from(*dtype).name());
+            let numerics = format!("tensor-{kind}-{}-2", DType::from(*dtype).name());
             let tensor_options = TensorOptions { device: device.clone(), dtype: *dtype, capacity };
             let read = || TensorModel::read(config, tensors, tensor_options, progress);
             Ok((Model::Tensors(Box::new(options.device.guarded(read)??)), numerics))

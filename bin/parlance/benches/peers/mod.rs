@@ -45,6 +45,8 @@ pub(crate) struct Subject {
 enum Kind {
     /// This node, with a precision and a choice of speculation.
     Parlance(&'static str, &'static str),
+    /// This node on a device, in what it computes there by default.
+    Device(String),
     /// llama.cpp's server, with a model file.
     Llama(PathBuf),
     /// vLLM, with a type of numbers.
@@ -69,8 +71,11 @@ enum Process {
 /// A process of somebody else's, with those that it starts. Dropping it ends them all.
 struct Peer(Child);
 
-/// Everybody who is there.
+/// Everybody who is there; with `DEVICE`, this node on that device alone.
 pub(crate) fn subjects() -> Vec<Subject> {
+    if let Ok(device) = env::var("DEVICE") {
+        return vec![Subject { name: format!("parlance, {device}"), kind: Kind::Device(device) }];
+    }
     let ours = [
         ("parlance int8", Kind::Parlance("int8", "auto")),
         ("parlance int8, speculation off", Kind::Parlance("int8", "off")),
@@ -104,13 +109,14 @@ fn model_file() -> PathBuf {
 
 impl Subject {
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.kind, Kind::Parlance(..))
+        matches!(self.kind, Kind::Parlance(..) | Kind::Device(_))
     }
 
     /// Starts it and waits until it takes requests.
     pub(crate) fn start(&self) -> Running {
         match &self.kind {
-            Kind::Parlance(precision, speculation) => start_node(precision, speculation),
+            Kind::Parlance(precision, speculation) => start_node("cpu", precision, speculation),
+            Kind::Device(device) => start_node(device, "auto", "auto"),
             Kind::Llama(file) => self.start_peer(llama_command(file), LLAMA_SWITCHES),
             Kind::Vllm(numbers) => self.start_peer(vllm_command(numbers), VLLM_SWITCHES),
         }
@@ -134,12 +140,12 @@ impl Subject {
     }
 }
 
-fn start_node(precision: &str, speculation: &str) -> Running {
+fn start_node(device: &str, precision: &str, speculation: &str) -> Running {
     let place = Place::new();
     let source = fs::canonicalize(model_file()).expect("the model was fetched");
     let config = format!(
-        "[models.default]\nsource = '{}'\nprecision = '{precision}'\nspeculation = '{speculation}'\nlanes = {LANES}\n\
-         context_tokens = {LANE_TOKENS}\nkept_tokens = 0\n",
+        "[models.default]\nsource = '{}'\ndevice = '{device}'\nprecision = '{precision}'\nspeculation = '{speculation}'\n\
+         lanes = {LANES}\ncontext_tokens = {LANE_TOKENS}\nkept_tokens = 0\n",
         source.display()
     );
     let config = place.file("parlance.toml", config);
@@ -147,8 +153,12 @@ fn start_node(precision: &str, speculation: &str) -> Running {
     up.args(["up", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data").arg(place.data());
     let began = Instant::now();
     let node = Node::start(&place, &mut up);
-    node.wait_ready();
     let url = format!("http://{}", node.address());
+    // Kernels of a GPU are compiled and tuned at every start.
+    while get(&format!("{url}/readyz")).status != 200 {
+        assert!(began.elapsed() < PATIENCE, "never ready: {}", node.log());
+        thread::sleep(Duration::from_millis(5));
+    }
     Running { url, began, switches: &[], process: Process::Node(node, place) }
 }
 

@@ -1,4 +1,4 @@
-//! The shapes that a device computes: few, so that every kernel can be compiled and tuned before the first request.
+//! The shapes that a device computes: few, so that every one can be compiled and recorded before the first request.
 
 use crate::blocks::BLOCK_TOKENS;
 

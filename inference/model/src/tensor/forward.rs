@@ -12,8 +12,8 @@ use burn::tensor::{
 
 use super::{
     buckets::Shape,
-    kv::KvTensors,
-    plan::Pass,
+    indices::{Indices, Layout},
+    kv::KvLayers,
     weights::{RopeTensors, TensorLayer, TensorWeights},
 };
 use crate::{config::LlamaConfig, rope::Pairing};
@@ -46,11 +46,12 @@ struct Batch {
 }
 
 impl Network {
-    /// The residual stream after the last layer, `[rows, hidden]`.
-    pub(super) fn forward(&self, pass: &Pass<'_>, cache: &mut KvTensors) -> Tensor<2> {
-        let batch = self.batch(pass, cache);
-        let tokens = each_row(pass, |token, _| i64::from(token), 0);
-        let mut x = self.weights.embedding.clone().select(0, self.ints(tokens)).cast(FloatDType::F32);
+    /// The residual stream after the last layer, `[rows, hidden]`, of the pass that `indices` describes.
+    pub(super) fn forward(&self, shape: Shape, indices: &Tensor<1, Int>, cache: &mut KvLayers) -> Tensor<2> {
+        let layout = Layout::new(shape, self.config.kv_heads);
+        let batch = self.batch(shape, &layout, indices);
+        let tokens = indices.clone().slice(layout.tokens);
+        let mut x = self.weights.embedding.clone().select(0, tokens).cast(FloatDType::F32);
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let normed = self.norm(x.clone(), &layer.attention_norm);
             let attended = self.attention(normed, number, layer, &batch, cache);
@@ -62,10 +63,19 @@ impl Network {
         x
     }
 
-    /// The logits of some rows of the residual stream, `[rows, vocabulary]` in f32.
-    pub(super) fn logits(&self, hidden: Tensor<2>, rows: Vec<i64>) -> Tensor<2> {
-        let selected = hidden.select(0, self.ints(rows));
-        self.linear(self.norm(selected, &self.weights.output_norm), &self.weights.output)
+    /// The logits of rows of the residual stream, `[rows, vocabulary]` in f32.
+    pub(super) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.linear(self.norm(hidden, &self.weights.output_norm), &self.weights.output)
+    }
+
+    /// Brings what describes a pass to the device.
+    pub(super) fn upload(&self, indices: Indices) -> Tensor<1, Int> {
+        self.ints(indices.0)
+    }
+
+    pub(super) fn ints(&self, values: Vec<i64>) -> Tensor<1, Int> {
+        let shape = [values.len()];
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
     fn attention(
@@ -74,7 +84,7 @@ impl Network {
         number: usize,
         layer: &TensorLayer,
         batch: &Batch,
-        cache: &mut KvTensors,
+        cache: &mut KvLayers,
     ) -> Tensor<2> {
         let LlamaConfig { heads, kv_heads, head, .. } = self.config;
         let mut qkv = self.linear(normed, &layer.qkv);
@@ -102,7 +112,7 @@ impl Network {
     }
 
     /// Attention of turned queries over what the cache holds. The query heads of one head of keys and values are rows of one product.
-    fn attend(&self, queries: Tensor<3>, number: usize, batch: &Batch, cache: &KvTensors) -> Tensor<2> {
+    fn attend(&self, queries: Tensor<3>, number: usize, batch: &Batch, cache: &KvLayers) -> Tensor<2> {
         let LlamaConfig { heads, kv_heads, head, .. } = self.config;
         let (Shape { lanes, tokens, keys: count }, group) = (batch.shape, self.config.group());
         let [keys, values] = cache.read(number, &batch.slots, lanes * kv_heads);
@@ -116,9 +126,13 @@ impl Network {
         out.reshape([lanes * tokens, heads * head])
     }
 
-    /// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`, from f32 to f32.
-    fn linear(&self, x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-        x.cast(self.dtype).matmul(weight.clone().transpose()).cast(FloatDType::F32)
+    /// `x · Wᵀ`: `[rows, inputs]` to `[rows, outputs]`, from f32 to f32, the parts of the inputs side by side.
+    fn linear(&self, x: Tensor<2>, weight: &Tensor<3>) -> Tensor<2> {
+        let ([rows, _], [parts, outputs, inputs]) = (x.dims(), weight.dims());
+        let x = x.cast(self.dtype).reshape([rows, parts, inputs]).swap_dims(0, 1);
+        let sums = x.matmul(weight.clone().swap_dims(1, 2)).cast(FloatDType::F32);
+        let sum = if parts == 1 { sums } else { sums.sum_dim(0) };
+        sum.reshape([rows, outputs])
     }
 
     /// Root-mean-square norm over the last dimension, times `weight`.
@@ -141,17 +155,14 @@ impl Network {
         Tensor::cat(vec![left, a * sine + b * cosine], 2).reshape([rows, heads, head])
     }
 
-    fn batch(&self, pass: &Pass<'_>, cache: &KvTensors) -> Batch {
-        let (shape, heads) = (pass.shape, self.config.kv_heads);
-        let positions = self.ints(each_row(pass, |_, position| position as i64, 0));
+    fn batch(&self, shape: Shape, layout: &Layout, indices: &Tensor<1, Int>) -> Batch {
+        let part = |range: &Range<usize>| indices.clone().slice(range.clone());
+        let positions = part(&layout.positions);
         let turns = [&self.rope.cosines, &self.rope.sines].map(|table| {
             let turns = table.clone().select(0, positions.clone());
             turns.unsqueeze_dims(&[1, 1])
         });
-        let lanes = (0..shape.lanes).map(|number| pass.parts.get(number).map(|part| part.lane));
-        let heads_of = |lane| (0..heads).flat_map(move |head| cache.slots(lane, head, shape.keys));
-        let slots = lanes.flat_map(heads_of).collect();
-        let places = TensorData::new(places(pass, heads, cache), [shape.rows() * heads, 2]);
+        let places = part(&layout.places).reshape([shape.rows() * self.config.kv_heads, 2]);
         let queries = positions.reshape([shape.lanes, 1, shape.tokens, 1]);
         let mut masks: Vec<(Option<usize>, Tensor<4>)> = Vec::new();
         for &window in &self.config.windows {
@@ -159,7 +170,7 @@ impl Network {
                 masks.push((window, self.mask(shape, queries.clone(), window)));
             }
         }
-        Batch { shape, turns, places: Tensor::from_data(places, &self.device), slots: self.ints(slots), masks }
+        Batch { shape, turns, places, slots: part(&layout.slots), masks }
     }
 
     /// Positions after a row's own are masked, and those that its window leaves behind.
@@ -174,11 +185,6 @@ impl Network {
         }
         Tensor::zeros(all, (&self.device, DType::F32)).mask_fill(masked, MASKED)
     }
-
-    fn ints(&self, values: Vec<i64>) -> Tensor<1, Int> {
-        let shape = [values.len()];
-        Tensor::from_data(TensorData::new(values, shape), &self.device)
-    }
 }
 
 impl Batch {
@@ -186,29 +192,6 @@ impl Batch {
         let mask = self.masks.iter().find(|(known, _)| *known == window);
         mask.map(|(_, mask)| mask.clone()).expect("every window of the model has its mask")
     }
-}
-
-/// Slot and position of each head of each row, one after the other. Padding goes to the spare slot.
-fn places(pass: &Pass<'_>, heads: usize, cache: &KvTensors) -> Vec<i64> {
-    let Shape { tokens, .. } = pass.shape;
-    let rows = (0..pass.shape.rows()).map(|row| {
-        let part = pass.parts.get(row / tokens).filter(|part| row % tokens < part.tokens.len());
-        part.map_or((None, row % tokens), |part| (Some(part.lane), part.start + row % tokens))
-    });
-    let of_row =
-        |(lane, position): (Option<usize>, usize)| (0..heads).flat_map(move |head| cache.place(lane, position, head));
-    rows.flat_map(of_row).collect()
-}
-
-/// A value for every row from its token and position; `padding` where there is none.
-fn each_row(pass: &Pass<'_>, value: impl Fn(u32, usize) -> i64, padding: i64) -> Vec<i64> {
-    let mut values = vec![padding; pass.shape.rows()];
-    for (part, values) in pass.parts.iter().zip(values.chunks_exact_mut(pass.shape.tokens)) {
-        for ((out, &token), position) in values.iter_mut().zip(part.tokens).zip(part.start..) {
-            *out = value(token, position);
-        }
-    }
-    values
 }
 
 /// `silu(gate) · up` of rows that hold both side by side.

@@ -1,5 +1,10 @@
 //! The keys and values of all lanes as tensors on the device, in blocks, written where they lie.
 
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
 use burn::tensor::{DType, Device, FloatDType, IndexingUpdateOp, Int, Tensor};
 use parlance_inference_engine::{BlockCopy, Lane};
 
@@ -9,17 +14,29 @@ use crate::{
     config::LlamaConfig,
 };
 
-/// The cache: a key and a value tensor per layer, `[slots, BLOCK_TOKENS, head]`.
+/// Where the keys and values of every lane lie, and the tensors that they lie in.
+#[derive(Debug)]
+pub(super) struct KvTensors {
+    pub(super) tables: BlockTables,
+    layers: SharedLayers,
+    heads: usize,
+    slots: usize,
+}
+
+/// The tensors of all layers, which recorded steps have a share in. One thread computes, so nobody waits for the lock.
+#[derive(Debug, Clone)]
+pub(super) struct SharedLayers(Arc<Mutex<KvLayers>>);
+
+/// A key and a value tensor per layer, `[slots, BLOCK_TOKENS, head]`.
 ///
 /// A slot is one head of one block of positions; the last slot is a spare one, where padding is written.
 ///
-/// Invariant: nobody else holds a layer's tensors while they are written, so that devices that can write in place do.
+/// Invariant: nobody else holds a layer's tensors while they are written, so that devices that can write in place do. Recorded steps
+/// rely on it: they read and write the memory that the tensors had when they were recorded.
 #[derive(Debug)]
-pub(super) struct KvTensors {
+pub(super) struct KvLayers {
     /// Empty, which stands for zeros, until the first write and where a panic cut one short.
     layers: Vec<[Option<Tensor<3>>; 2]>,
-    pub(super) tables: BlockTables,
-    heads: usize,
     shape: [usize; 3],
     dtype: FloatDType,
     device: Device,
@@ -47,26 +64,34 @@ impl KvTensors {
                 format!("the keys and values of {tokens} tokens in {lanes} lanes are more than memory can be");
             return Err(ModelError::Capacity { problem });
         };
-        let tables = BlockTables::new(capacity, blocks);
         let layers = std::iter::repeat_with(|| [None, None]).take(config.layers).collect();
-        let (heads, shape) = (config.kv_heads, [slots, BLOCK_TOKENS, config.head]);
-        Ok(Self { layers, tables, heads, shape, dtype, device: device.clone() })
+        let shape = [slots, BLOCK_TOKENS, config.head];
+        let layers = SharedLayers(Arc::new(Mutex::new(KvLayers { layers, shape, dtype, device: device.clone() })));
+        Ok(Self { tables: BlockTables::new(capacity, blocks), layers, heads: config.kv_heads, slots })
     }
 
     /// What all tensors take, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        2 * self.layers.len() * self.shape.iter().product::<usize>() * DType::from(self.dtype).size()
+        let KvLayers { layers, shape, dtype, .. } = &*self.layers.lock();
+        2 * layers.len() * shape.iter().product::<usize>() * DType::from(*dtype).size()
+    }
+
+    /// The tensors.
+    pub(super) fn layers(&self) -> &SharedLayers {
+        &self.layers
     }
 
     /// Forgets everything. What a failed step left may hold values that are no numbers, which no mask takes away.
     pub(super) fn clear(&mut self) {
-        self.layers.fill_with(|| [None, None]);
+        self.layers.lock().layers.fill_with(|| [None, None]);
+        self.tables.forget();
     }
 
     /// What a failed step may leave behind.
     #[cfg(test)]
     pub(super) fn fill_with_nan(&mut self) {
-        self.layers.iter_mut().flatten().for_each(|tensor| *tensor = tensor.take().map(|kept| kept * f32::NAN));
+        let mut kept = self.layers.lock();
+        kept.layers.iter_mut().flatten().for_each(|tensor| *tensor = tensor.take().map(|kept| kept * f32::NAN));
     }
 
     /// Where one position of a head is written: its slot, and the position in it. Padding has no lane.
@@ -81,22 +106,35 @@ impl KvTensors {
 
     fn slot(&self, lane: Option<Lane>, block: usize, head: usize) -> usize {
         let block = lane.and_then(|lane| self.tables.of(lane).get(block));
-        block.map_or(self.shape[0] - 1, |block| *block as usize * self.heads + head)
+        block.map_or(self.slots - 1, |block| *block as usize * self.heads + head)
     }
 
     /// Copies a block, of which only the beginning matters.
     pub(super) fn copy(&mut self, copy: BlockCopy) {
-        let slots = |block: u32| block as usize * self.heads..(block as usize + 1) * self.heads;
-        let from = Tensor::<1, Int>::arange(slots(copy.from).start as i64..slots(copy.from).end as i64, &self.device);
-        let [_, positions, head] = self.shape;
+        let slots = |block: u32| (block as usize * self.heads) as i64..((block as usize + 1) * self.heads) as i64;
+        self.layers.lock().copy(slots(copy.from), slots(copy.to));
+        self.tables.copied(copy);
+    }
+}
+
+impl SharedLayers {
+    /// A step that panicked is followed by [`KvTensors::clear`], so what it left is fit to be locked again.
+    pub(super) fn lock(&self) -> MutexGuard<'_, KvLayers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KvLayers {
+    fn copy(&mut self, from: Range<i64>, to: Range<i64>) {
+        let numbers = |slots| Tensor::<1, Int>::arange(slots, &self.device);
+        let (from, to) = (numbers(from), numbers(to).unsqueeze_dim::<2>(1));
         for kept in self.layers.iter_mut().flatten() {
             *kept = kept.take().map(|tensor| {
                 // A copy of its own, so that nobody else holds the tensor while it is written.
                 let block = tensor.clone().select(0, from.clone());
-                tensor.slice_assign([slots(copy.to), 0..positions, 0..head], block)
+                tensor.scatter_nd(to.clone(), block, IndexingUpdateOp::Assign)
             });
         }
-        self.tables.copied(copy);
     }
 
     /// Keeps keys and values of one layer, `[rows · heads, head]`, at `places`, `[rows · heads, 2]`: slot and position.
@@ -115,6 +153,11 @@ impl KvTensors {
             let tensor = kept.clone().unwrap_or_else(&zeros).select(0, slots.clone());
             tensor.reshape([heads, count / heads * BLOCK_TOKENS, self.shape[2]])
         })
+    }
+
+    /// Whether nobody else holds a tensor that was written.
+    pub(super) fn are_written_in_place(&self) -> bool {
+        self.layers.iter().flatten().flatten().all(Tensor::can_mut)
     }
 
     fn zeros(&self) -> impl Fn() -> Tensor<3> + use<> {

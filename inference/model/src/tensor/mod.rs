@@ -1,17 +1,22 @@
 //! The forward pass for devices other than the processor: burn's own operations, on whatever device burn has.
 //!
 //! The processor's path (`llama`, `ops`) takes tensors apart and calls kernels; here nothing leaves the device but logits. A step is cut
-//! into passes, padded batches of few shapes (`plan`, `buckets`), and every shape runs once while the model is loaded, so that no request
-//! waits for a kernel to be compiled. A step with decoding lanes and a chunk of a prompt takes two passes.
+//! into passes, padded batches of few shapes (`plan`, `buckets`), and every shape is run and recorded while the model is loaded
+//! (`recorded`), so that no request waits for a kernel to be compiled, and a pass is one launch where the device has such a thing. A step
+//! with decoding lanes and a chunk of a prompt takes two passes.
 //!
 //! What holds here: padding and neighbours never enter a lane's sums. What does not: burn picks kernels by shape, so a lane's logits are the
 //! same bits only in passes of the same shape, and close in others. That is why the numerics class says `tensor`.
 
 mod buckets;
 mod forward;
+mod indices;
 mod kv;
 mod plan;
+mod recorded;
 mod weights;
+
+use std::sync::Arc;
 
 use burn::tensor::{Device, FloatDType, StreamId, Tensor};
 use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, TokenModel};
@@ -19,8 +24,10 @@ use parlance_inference_engine::{Block, BlockCopy, EngineError, Lane, LaneInput, 
 use self::{
     buckets::{Buckets, Shape},
     forward::Network,
+    indices::Indices,
     kv::KvTensors,
     plan::Pass,
+    recorded::Recorded,
     weights::{RopeTensors, TensorWeights},
 };
 use crate::{
@@ -48,9 +55,11 @@ pub(crate) struct TensorOptions {
 /// A model on a device, with the keys and values of its lanes.
 #[derive(Debug)]
 pub struct TensorModel {
-    network: Network,
+    network: Arc<Network>,
     cache: KvTensors,
     buckets: Buckets,
+    /// The passes that were computed so far, one for each shape.
+    recorded: Vec<Recorded>,
     context: usize,
     /// Whether a step began and did not end well: the cache may hold anything.
     is_spoilt: bool,
@@ -85,23 +94,24 @@ impl TensorModel {
         stream.executes(|| {
             let weights = TensorWeights::new(weights, &device);
             let rope = RopeTensors::new(&Rope::new(&config.rope, config.head, context), &device);
-            let network = Network { config, weights, rope, dtype, device };
-            Ok(Self { network, cache, buckets, context, is_spoilt: false, stream })
+            let network = Arc::new(Network { config, weights, rope, dtype, device });
+            Ok(Self { network, cache, buckets, recorded: Vec::new(), context, is_spoilt: false, stream })
         })
     }
 
-    /// Runs every shape once, on padding alone. The number of shapes.
+    /// Runs every shape, on padding alone, and records it. The number of shapes.
     ///
     /// # Errors
     ///
     /// [`EngineError::ModelFailed`] if the device cannot.
     pub(crate) fn warm_up(&mut self) -> Result<usize, EngineError> {
         let shapes: Vec<Shape> = self.buckets.all().collect();
-        self.stream.executes(|| {
+        let stream = self.stream;
+        stream.executes(|| {
             for &shape in &shapes {
-                let hidden = self.network.forward(&Pass { shape, parts: Vec::new() }, &mut self.cache);
+                let hidden = self.forward(&Pass { shape, parts: Vec::new() })?;
                 for count in self.row_counts(shape) {
-                    self.read_logits(self.network.logits(hidden.clone(), vec![0; count]))?;
+                    self.read_logits(self.logits(hidden.clone(), vec![0; count]))?;
                 }
             }
             self.cache.copy(BlockCopy { from: 0, to: 0, positions: 0 });
@@ -149,7 +159,7 @@ impl TensorModel {
     }
 
     fn run(&mut self, pass: &Pass<'_>, logits: &mut [f32]) -> Result<(), EngineError> {
-        let hidden = self.network.forward(pass, &mut self.cache);
+        let hidden = self.forward(pass)?;
         let wanted: Vec<(usize, usize)> = pass.wanted().collect();
         if wanted.is_empty() {
             return Ok(());
@@ -158,7 +168,7 @@ impl TensorModel {
         // Repeated rows fill the shape up.
         let count = self.row_counts(pass.shape).find(|&count| rows.len() <= count).unwrap_or(pass.shape.rows());
         rows.resize(count, 0);
-        let computed = self.read_logits(self.network.logits(hidden, rows))?;
+        let computed = self.read_logits(self.logits(hidden, rows))?;
         let vocabulary = self.network.config.vocabulary;
         for (row, (_, output)) in computed.chunks_exact(vocabulary).zip(wanted) {
             if row.iter().any(|logit| !logit.is_finite()) {
@@ -167,6 +177,31 @@ impl TensorModel {
             logits[output * vocabulary..][..vocabulary].copy_from_slice(row);
         }
         Ok(())
+    }
+
+    /// The residual stream after the last layer, by the recording of the pass's shape.
+    fn forward(&mut self, pass: &Pass<'_>) -> Result<Tensor<2>, EngineError> {
+        let number = self.recorded.iter().position(|recorded| recorded.shape() == pass.shape);
+        let number = number.unwrap_or_else(|| self.record(pass.shape));
+        let indices = self.indices(pass);
+        self.recorded[number].run(&self.network, indices)
+    }
+
+    /// Records a shape that was not recorded yet, or not since a step failed.
+    fn record(&mut self, shape: Shape) -> usize {
+        let padding = self.indices(&Pass { shape, parts: Vec::new() });
+        let recorded = Recorded::new(&self.network, self.cache.layers(), shape, padding);
+        tracing::debug!(?shape, one_launch = recorded.is_one_launch(), "the shape of a pass is recorded");
+        self.recorded.push(recorded);
+        self.recorded.len() - 1
+    }
+
+    fn indices(&self, pass: &Pass<'_>) -> Indices {
+        Indices::new(pass, self.network.config.kv_heads, &self.cache)
+    }
+
+    fn logits(&self, hidden: Tensor<2>, rows: Vec<i64>) -> Tensor<2> {
+        self.network.logits(hidden.select(0, self.network.ints(rows)))
     }
 
     /// Of how many rows logits are computed at once: of one per lane, or of all.
@@ -188,8 +223,11 @@ impl TensorModel {
 
     fn forget_if_spoilt(&mut self) {
         if std::mem::take(&mut self.is_spoilt) {
-            self.cache.clear();
-            self.cache.tables.forget();
+            let stream = self.stream;
+            stream.executes(|| {
+                self.recorded.clear();
+                self.cache.clear();
+            });
         }
     }
 }

@@ -265,7 +265,9 @@ async fn a_server_may_come_after_its_clients() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_url_that_says_nothing_is_refused_without_repeating_its_password() {
     for url in ["", "127.0.0.1", "http://:secret@localhost", "redis-sentinel://:secret@localhost:1"] {
-        let refused = Redis::connect(RedisOptions::new(url, "p")).expect_err(url);
+        let options = RedisOptions::new(url, "p");
+        assert!(!format!("{options:?}").contains("secret"), "{options:?}");
+        let refused = Redis::connect(options).expect_err(url);
         assert!(refused.to_string().contains("redis://HOST:PORT"), "{refused}");
         assert!(!refused.to_string().contains("secret"), "{refused}");
     }

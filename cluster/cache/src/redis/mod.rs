@@ -8,7 +8,7 @@ mod cache;
 mod limiter;
 mod reach;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use fred::{
     clients::Client,
@@ -32,7 +32,7 @@ const MAX_WAITING: usize = 10_000;
 const RECONNECT_MS: (u32, u32) = (50, 2_000);
 
 /// How Redis is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RedisOptions {
     /// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`; `rediss://` over TLS, with the system's authorities;
     /// `redis-cluster://HOST:PORT?node=HOST:PORT`, `redis-sentinel://HOST:PORT?sentinelServiceName=NAME&node=HOST:PORT`, and both with `rediss-`.
@@ -47,6 +47,14 @@ impl RedisOptions {
     /// A server, with a time-out of 50 ms.
     pub fn new(url: impl Into<String>, prefix: impl Into<String>) -> Self {
         Self { url: url.into(), prefix: prefix.into(), timeout: Duration::from_millis(50) }
+    }
+}
+
+/// Without the URL, which may hold a password.
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, prefix, timeout } = self;
+        f.debug_struct("RedisOptions").field("prefix", prefix).field("timeout", timeout).finish_non_exhaustive()
     }
 }
 

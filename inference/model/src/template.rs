@@ -89,7 +89,9 @@ impl ChatTemplate {
         tools: ToolPrompt<'_>,
     ) -> Result<Rendered, String> {
         let texts = || messages.iter().map(|message| message.content).chain(tools::texts(tools));
-        let needed = texts().any(|text| !self.guard_places(text).is_empty());
+        // JSON can spell a control token by escapes, which only its decoded texts show.
+        let has_json = !tools.tools.is_empty() || !tools.messages.is_empty();
+        let needed = has_json || texts().any(|text| !self.guard_places(text).is_empty());
         let guard = if needed { Some(self.unused_guard(texts())?) } else { None };
         let guarded = |text: &str| self.guarded(text, guard).into_owned();
         let views: Vec<_> = messages

@@ -21,10 +21,10 @@ pub(super) fn texts<'a>(prompt: ToolPrompt<'a>) -> impl Iterator<Item = &'a str>
     offered.chain(said)
 }
 
-/// The tools, or nothing where there are none: templates ask for that.
+/// The tools, or `none` where there are none, as transformers gives them: templates ask for that.
 pub(super) fn offered(prompt: ToolPrompt<'_>, guarded: &impl Fn(&str) -> String) -> Result<Value, String> {
     if prompt.tools.is_empty() {
-        return Ok(Value::UNDEFINED);
+        return Ok(Value::from(()));
     }
     let tools = prompt.tools.iter().map(|tool| json(&tool.description, guarded));
     Ok(Value::from(tools.collect::<Result<Vec<_>, _>>()?))

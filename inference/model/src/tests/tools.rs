@@ -46,7 +46,7 @@ fn cases() -> Vec<Case> {
 fn templates_render_tools_as_transformers_does() {
     let (tools, said) = ([weather("Says <how> it's")], said("Köln"));
     for Case { template, syntax, with_tools, rendered } in cases() {
-        let template = ChatTemplate::new(&template, Vec::new(), "", "</s>").expect("it compiles");
+        let template = ChatTemplate::new(&template, Vec::new(), "<s>", "</s>").expect("it compiles");
         let found = match with_tools {
             true => template.render_with_tools(&MESSAGES, ToolPrompt { tools: &tools, messages: &said, lead: "" }),
             false => template.render(&MESSAGES[..1]),
@@ -55,6 +55,7 @@ fn templates_render_tools_as_transformers_does() {
         let expected = match syntax.as_deref() {
             Some("hermes") => Some(ToolSyntax::Hermes),
             Some("mistral") => Some(ToolSyntax::Mistral),
+            Some("llama") => Some(ToolSyntax::Llama),
             _ => None,
         };
         assert_eq!(template.tool_syntax(), expected);

@@ -159,6 +159,15 @@ async fn stateless(node: &Node, id: u128) -> TurnStream {
     node.generate(request).await.expect("taken")
 }
 
+/// So many, one after the other.
+async fn several(node: &Node, count: u128) -> Vec<TurnStream> {
+    let mut streams = Vec::new();
+    for id in 0..count {
+        streams.push(stateless(node, id).await);
+    }
+    streams
+}
+
 async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..4_000 {
         if condition() {
@@ -243,10 +252,7 @@ async fn nobody_waits_for_ever_for_a_model_that_never_works() {
     let hands = Hands::new(false);
     let node = node(data.path(), &hands).await;
     hands.holds_steps.store(true, SeqCst);
-    let mut streams = Vec::new();
-    for id in 0..40 {
-        streams.push(stateless(&node, id).await);
-    }
+    let streams = several(&node, 40).await;
     hands.fault.store(Fault::Panic as u8, SeqCst);
     hands.holds_steps.store(false, SeqCst);
     for (_, outcome) in join_all(streams.into_iter().map(finish)).await {
@@ -262,15 +268,12 @@ async fn a_client_that_leaves_a_dying_engine_is_not_answered_by_the_next() {
     let node = node(data.path(), &hands).await;
     hands.holds_steps.store(true, SeqCst);
     hands.holds_loads.store(true, SeqCst);
-    let mut streams = Vec::new();
-    for id in 0..6 {
-        streams.push(stateless(&node, id).await);
-    }
+    let streams = several(&node, 6).await;
     until("their places", || node.models().list()[0].load.waiting == 5).await;
     hands.fault.store(Fault::Error as u8, SeqCst);
     hands.holds_steps.store(false, SeqCst);
     until("the model's next load", || hands.loads.load(SeqCst) == 2).await;
-    streams.clear();
+    drop(streams);
     hands.holds_loads.store(false, SeqCst);
     until("their end", || node.status().stateless == 0).await;
     until("the next replica", || node.readiness().ready).await;

@@ -21,7 +21,7 @@ use crate::{
     queue::{Job, Unserved},
     scheduler::{Scheduler, Step},
     shape::ModelShape,
-    window::{self, Window},
+    window,
 };
 
 /// The bounds of an engine.
@@ -122,6 +122,28 @@ impl EngineReplica {
             None => Ok(()),
         }
     }
+
+    /// The prompt of as many of the messages as the budget allows.
+    fn fit(
+        &self,
+        messages: &[ChatMessage<'_>],
+        budget: PromptBudget,
+        encode: impl Fn(&[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError>,
+    ) -> Result<PreparedPrompt, EngineError> {
+        let render = |messages: &[ChatMessage<'_>]| {
+            let tokens = encode(messages)?;
+            let count = tokens.len() as u32;
+            Ok((tokens, count))
+        };
+        let window = window::fit(messages, budget, self.info(), render)?;
+        let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
+        Ok(PreparedPrompt {
+            token_count: window.prompt.len() as u32,
+            tokens: window.prompt,
+            last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
+            dropped_messages: window.dropped as u32,
+        })
+    }
 }
 
 impl Replica for EngineReplica {
@@ -130,13 +152,7 @@ impl Replica for EngineReplica {
     }
 
     fn prepare(&self, messages: &[ChatMessage<'_>], budget: PromptBudget) -> Result<PreparedPrompt, EngineError> {
-        let render = |messages: &[ChatMessage<'_>]| {
-            let tokens = self.codec.encode_chat(messages)?;
-            let count = tokens.len() as u32;
-            Ok((tokens, count))
-        };
-        let window = window::fit(messages, budget, self.info(), render)?;
-        Ok(prepared(messages, window))
+        self.fit(messages, budget, |messages| self.codec.encode_chat(messages))
     }
 
     fn tool_syntax(&self) -> Option<ToolSyntax> {
@@ -149,13 +165,8 @@ impl Replica for EngineReplica {
         tools: ToolPrompt<'_>,
         reserve: u32,
     ) -> Result<PreparedPrompt, EngineError> {
-        let render = |messages: &[ChatMessage<'_>]| {
-            let tokens = self.codec.encode_with_tools(messages, tools)?;
-            let count = tokens.len() as u32;
-            Ok((tokens, count))
-        };
-        let window = window::fit(messages, PromptBudget { reserve, drop_oldest: false }, self.info(), render)?;
-        Ok(prepared(messages, window))
+        let budget = PromptBudget { reserve, drop_oldest: false };
+        self.fit(messages, budget, |messages| self.codec.encode_with_tools(messages, tools))
     }
 
     fn compile(&self, schema: &str) -> Result<Grammar, EngineError> {
@@ -198,16 +209,6 @@ impl Replica for EngineReplica {
 
     fn lifeline(&self) -> Lifeline {
         self.lifeline.clone()
-    }
-}
-
-fn prepared(messages: &[ChatMessage<'_>], window: Window<Vec<TokenId>>) -> PreparedPrompt {
-    let last_user = messages.iter().rfind(|message| message.role == ChatRole::User);
-    PreparedPrompt {
-        token_count: window.prompt.len() as u32,
-        tokens: window.prompt,
-        last_user_text: last_user.map(|message| message.content.to_owned()).unwrap_or_default(),
-        dropped_messages: window.dropped as u32,
     }
 }
 

@@ -75,18 +75,23 @@ impl CallReader {
     pub fn finish(&mut self) -> Vec<Part> {
         let held = std::mem::take(&mut self.held);
         let mark = if self.in_call { self.mark() } else { "" };
+        // Small models forget to close the last one. Without a mark the whole reply may be a call.
+        let may_be_call = self.in_call || (self.mark().is_empty() && !self.begun);
         self.in_call = false;
-        let calls = match self.syntax {
-            CallSyntax::Forced => one_call(&held).map(|call| vec![call]),
-            CallSyntax::Free(ToolSyntax::Llama) if mark.is_empty() && !self.begun => llama_calls(&held),
-            CallSyntax::Free(ToolSyntax::Mistral) if !mark.is_empty() => mistral_calls(&held),
-            // Small models forget to close the last one.
-            CallSyntax::Free(ToolSyntax::Hermes) if !mark.is_empty() => one_call(&held).map(|call| vec![call]),
-            CallSyntax::Free(_) => None,
-        };
-        match calls {
+        match may_be_call.then(|| self.calls(&held)).flatten() {
             Some(calls) => calls.into_iter().map(Part::Call).collect(),
             None => joined(vec![Part::Text(format!("{mark}{held}"))]),
+        }
+    }
+
+    /// The calls that a text between marks is, if it is nothing else.
+    fn calls(&self, text: &str) -> Option<Vec<WrittenCall>> {
+        match self.syntax {
+            CallSyntax::Forced | CallSyntax::Free(ToolSyntax::Hermes) => {
+                Some(vec![call(serde_json::from_str(text.trim()).ok()?)?])
+            }
+            CallSyntax::Free(ToolSyntax::Mistral) => mistral_calls(text),
+            CallSyntax::Free(ToolSyntax::Llama) => llama_calls(text),
         }
     }
 
@@ -124,8 +129,7 @@ impl CallReader {
 
     /// Inside a call: everything up to its end.
     fn advance_call(&mut self, parts: &mut Vec<Part>) -> bool {
-        let syntax = self.syntax;
-        let whole = match syntax {
+        let whole = match self.syntax {
             CallSyntax::Free(ToolSyntax::Hermes) => self.held.find(HERMES_END).map(|at| (at, at + HERMES_END.len())),
             _ => array_end(&self.held).map(|end| (end, end)),
         };
@@ -136,10 +140,7 @@ impl CallReader {
             }
             return false;
         };
-        let calls = match syntax {
-            CallSyntax::Free(ToolSyntax::Hermes) => one_call(&self.held[..body]).map(|call| vec![call]),
-            _ => mistral_calls(&self.held[..body]),
-        };
+        let calls = self.calls(&self.held[..body]);
         let written: String = self.held.drain(..end).collect();
         self.in_call = false;
         match calls {
@@ -196,10 +197,6 @@ fn array_end(text: &str) -> Option<usize> {
         Some(Err(error)) if !error.is_eof() => Some(0),
         _ => None,
     }
-}
-
-fn one_call(text: &str) -> Option<WrittenCall> {
-    call(serde_json::from_str(text.trim()).ok()?)
 }
 
 fn mistral_calls(text: &str) -> Option<Vec<WrittenCall>> {

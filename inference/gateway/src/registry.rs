@@ -362,10 +362,10 @@ impl Model {
 
 /// Rendezvous hashing (Thaler and Ravishankar, 1998) for conversations, overridden where the load is far from even.
 fn choose(seats: &[Seat], affinity: u64) -> Option<ModelReplica> {
-    let living = || seats.iter().filter(|seat| seat.is_open());
     if let [only] = seats {
-        return living().next().map(|_| only.replica.clone());
+        return only.is_open().then(|| only.replica.clone());
     }
+    let living = || seats.iter().filter(|seat| seat.is_open());
     let requests = |seat: &Seat| {
         let load = seat.replica.load();
         load.running + load.waiting

@@ -42,8 +42,7 @@ impl TextCodec for ChatCodec {
     }
 
     fn encode_chat(&self, messages: &[ChatMessage<'_>]) -> Result<Vec<TokenId>, EngineError> {
-        let rendered = self.template.render(messages).map_err(EngineError::Template)?;
-        self.tokenizer.encode_with_control(&rendered.text, rendered.guard).map_err(EngineError::Template)
+        self.encode_with_tools(messages, ToolPrompt::default())
     }
 
     fn tool_syntax(&self) -> Option<ToolSyntax> {

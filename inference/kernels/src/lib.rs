@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`linear`] | products with weights in f32 |
 //! | [`int8`] | products with weights in 8 bits, over activations in 8 bits |
+//! | [`int4`] | products with weights in 4 bits as files store them, over the same activations |
 //! | [`attention`] | attention over the cache, in place |
 //! | [`elementwise`] | what happens to single rows between the products |
 //! | [`team`] | how the threads share a loop |
@@ -14,12 +15,19 @@
 
 pub mod attention;
 pub mod elementwise;
+mod halves;
+pub mod int4;
 pub mod int8;
 pub mod linear;
+mod lines;
 mod panels;
+mod rows;
 mod scratch;
 mod simd;
 pub mod team;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use panels::{Output, PANEL, copied};
+pub use rows::BLOCK;
 pub use scratch::Scratch;

@@ -1,4 +1,4 @@
-//! Perplexity of a model in f32 and in 8 bits over the same text, in the same run.
+//! Perplexity of a model in f32, in 8 bits and in its own 4 bits over the same text, in the same run.
 //!
 //! ```sh
 //! cargo run --release -p parlance-inference-model --example perplexity -- models/smollm2-135m-instruct.gguf FILE…
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = arguments.next().ok_or("name a model and text files")?;
     let text = arguments.map(std::fs::read_to_string).collect::<Result<String, _>>()?;
     let mut losses = Vec::new();
-    for precision in [Precision::F32, Precision::Int8] {
+    for precision in [Precision::F32, Precision::Int8, Precision::Int4] {
         let LoadedModel { mut model, codec } = loaded(&path, precision)?;
         let tokens = encode(&codec, &text)?;
         let begun = Instant::now();
@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
         losses.push(loss);
     }
-    println!("ratio {:.5}", (losses[1] - losses[0]).exp());
+    let ratio = |loss: f64| (loss - losses[0]).exp();
+    println!("against f32: {:.5} in 8 bits, {:.5} in 4 bits", ratio(losses[1]), ratio(losses[2]));
     Ok(())
 }
 

@@ -77,10 +77,12 @@ impl DeviceChoice {
     /// [`ModelError::Device`], which names the remedy.
     pub fn check(self, precision: Precision) -> Result<(), ModelError> {
         match (self.find(precision)?, precision) {
-            (None, Precision::F16 | Precision::Bf16) => Err(self
-                .refused(format!("the processor does not compute in {precision}; choose precision auto, f32 or int8"))),
-            (Some(_), Precision::Int8) => Err(self
-                .refused("weights in int8 are for the processor; choose precision auto, f16, bf16 or f32".to_owned())),
+            (None, Precision::F16 | Precision::Bf16) => Err(self.refused(format!(
+                "the processor does not compute in {precision}; choose precision auto, f32, int8 or int4"
+            ))),
+            (Some(_), Precision::Int8 | Precision::Int4) => Err(self.refused(format!(
+                "weights in {precision} are for the processor; choose precision auto, f16, bf16 or f32"
+            ))),
             _ => Ok(()),
         }
     }
@@ -99,7 +101,7 @@ impl DeviceChoice {
             Precision::F32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
             Precision::Auto if self == Self::CpuTensors || !supports(FloatDType::F16)? => FloatDType::F32,
-            Precision::Auto | Precision::F16 | Precision::Int8 => FloatDType::F16,
+            Precision::Auto | Precision::F16 | Precision::Int8 | Precision::Int4 => FloatDType::F16,
         };
         match supports(dtype)? {
             true => Ok(Compute::Tensors { kind, device, dtype }),
@@ -124,7 +126,7 @@ impl DeviceChoice {
     /// The kind of device and burn's handle of it; nothing for our kernels.
     fn find(self, precision: Precision) -> Result<Option<(&'static str, Device)>, ModelError> {
         match self {
-            Self::Auto if precision == Precision::Int8 => Ok(None),
+            Self::Auto if matches!(precision, Precision::Int8 | Precision::Int4) => Ok(None),
             Self::Auto => Ok(self.cuda(0).ok()),
             Self::Cpu => Ok(None),
             Self::CpuTensors => Ok(Some(("flex", Device::flex()))),

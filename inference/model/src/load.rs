@@ -155,7 +155,7 @@ fn build(
     let capacity = options.capacity(config.context);
     match compute {
         Compute::Kernels => {
-            let numbers = options.precision.of(tensors);
+            let numbers = options.precision.of(tensors)?;
             let cache = KvCache::new(&config, capacity)?;
             let weights = Weights::read(tensors, &config, &|rows: &_| pack_rows(rows, numbers), progress)?;
             let model = LlamaModel::new(config, weights, cache, capacity.context);
@@ -199,19 +199,19 @@ pub fn inspect(source: &Path, options: &LoadOptions) -> Result<Footprint, ModelE
     if let Source::Directory(checkpoint) = &source
         && checkpoint.embeds()
     {
-        let (weights, vocabulary) = bert::describe(checkpoint)?.footprint(options);
+        let (weights, vocabulary) = bert::describe(checkpoint)?.footprint(options)?;
         return Ok(Footprint { weights, cache: 0, rest: rest_bytes(vocabulary) });
     }
     let description = source.describe()?;
     let numbers = match options.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => options.precision.of(&description.tensors),
+        DeviceChoice::Auto | DeviceChoice::Cpu => options.precision.of(&description.tensors)?,
         // Its memory is its own, and how much of this machine's its driver takes nobody says.
         _ => Numbers::F32,
     };
     let blocks = options.capacity(description.config.context).blocks().map_or(u64::MAX, |blocks| blocks as u64);
     let block = (BLOCK_TOKENS * bytes_per_token(&description.config)) as u64;
     Ok(Footprint {
-        weights: description.tensors.shapes().map(|shape| numbers.bytes(shape)).sum(),
+        weights: description.tensors.all().map(|tensor| numbers.bytes(tensor.kind, &tensor.shape)).sum(),
         cache: blocks.saturating_mul(block),
         rest: rest_bytes(description.config.vocabulary),
     })

@@ -1,12 +1,13 @@
 //! A matrix of weights in whichever numbers the model is kept.
 
-use parlance_inference_kernels::{Output, Scratch, int8::Int8Matrix, linear::F32Matrix};
+use parlance_inference_kernels::{Output, Scratch, int4::Int4Matrix, int8::Int8Matrix, linear::F32Matrix};
 
 /// The weights of a linear map, packed for the kernels.
 #[derive(Debug)]
 pub(crate) enum Matrix {
     F32(F32Matrix),
     Int8(Int8Matrix),
+    Int4(Int4Matrix),
 }
 
 impl Matrix {
@@ -15,6 +16,7 @@ impl Matrix {
         match self {
             Self::F32(matrix) => matrix.bytes(),
             Self::Int8(matrix) => matrix.bytes(),
+            Self::Int4(matrix) => matrix.bytes(),
         }
     }
 
@@ -22,6 +24,7 @@ impl Matrix {
         match self {
             Self::F32(matrix) => matrix.inputs(),
             Self::Int8(matrix) => matrix.inputs(),
+            Self::Int4(matrix) => matrix.inputs(),
         }
     }
 
@@ -30,6 +33,7 @@ impl Matrix {
         match self {
             Self::F32(matrix) => matrix.row(output, row),
             Self::Int8(matrix) => matrix.row(output, row),
+            Self::Int4(matrix) => matrix.row(output, row),
         }
     }
 
@@ -44,6 +48,7 @@ impl Matrix {
         match self {
             Self::F32(matrix) => matrix.multiply(rows, fill, scratch, out),
             Self::Int8(matrix) => matrix.multiply(rows, fill, scratch, out),
+            Self::Int4(matrix) => matrix.multiply(rows, fill, scratch, out),
         }
     }
 }

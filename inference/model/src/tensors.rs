@@ -105,9 +105,14 @@ impl<'a> Tensors<'a> {
         bytes.saturating_mul(8) <= values.saturating_mul(9)
     }
 
-    /// The shapes of all tensors, the fastest dimension first.
-    pub(crate) fn shapes(&self) -> impl Iterator<Item = &[usize]> {
-        self.by_name.values().map(|tensor| &*tensor.shape)
+    /// Whether a matrix among them stands in the file in 4 bits.
+    pub(crate) fn have_four_bits(&self) -> bool {
+        self.all().any(|tensor| tensor.kind.has_four_bits() && tensor.shape.len() == 2)
+    }
+
+    /// All tensors, in no order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &TensorInfo<'a>> {
+        self.by_name.values()
     }
 
     /// The container's own names of all tensors.

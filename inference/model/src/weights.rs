@@ -2,13 +2,18 @@
 
 use std::{collections::HashSet, sync::Mutex};
 
-use parlance_inference_kernels::{PANEL, int8::Int8Matrix, linear::F32Matrix};
+use parlance_inference_kernels::{
+    BLOCK, PANEL,
+    int4::{Block, Int4Matrix},
+    int8::Int8Matrix,
+    linear::F32Matrix,
+};
 use rayon::prelude::*;
 
 use crate::{
     ModelError,
     config::LlamaConfig,
-    gguf::{TensorInfo, dequantise},
+    gguf::{TensorInfo, dequantise, four_bits},
     matrix::Matrix,
     precision::Numbers,
     rope::Scaling,
@@ -106,7 +111,12 @@ pub(crate) fn pack_rows(rows: &Rows<'_>, numbers: Numbers) -> Matrix {
             rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
             Matrix::F32(matrix)
         }
-        Numbers::Int8 => {
+        Numbers::Int4 if rows.have_four_bits() => {
+            let mut matrix = Int4Matrix::new(inputs, outputs);
+            rows.each_block(matrix.panels_mut(), |panel, lane, number, block| panel.set(lane, number, block));
+            Matrix::Int4(matrix)
+        }
+        Numbers::Int8 | Numbers::Int4 => {
             let mut matrix = Int8Matrix::new(inputs, outputs);
             rows.each_panel(matrix.panels_mut(), |mut panel, values| panel.fill(values));
             Matrix::Int8(matrix)
@@ -160,6 +170,25 @@ pub(crate) struct Rows<'a> {
 impl Rows<'_> {
     pub(crate) fn outputs(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Whether every row stands in the file in 4 bits.
+    fn have_four_bits(&self) -> bool {
+        self.rows.iter().all(|(tensor, _)| tensor.kind.has_four_bits())
+    }
+
+    /// Reads rows of 4 bits as they stand in the file and has each block set: its panel, lane and number.
+    fn each_block<P: Send>(
+        &self,
+        panels: impl IndexedParallelIterator<Item = P>,
+        set: impl Fn(&mut P, usize, usize, &Block) + Sync,
+    ) {
+        let blocks = self.inputs / BLOCK;
+        panels.zip(self.rows.par_chunks(PANEL)).for_each(|(mut panel, rows)| {
+            for (lane, &(tensor, row)) in rows.iter().enumerate() {
+                (0..blocks).for_each(|number| set(&mut panel, lane, number, &four_bits(tensor, row * blocks + number)));
+            }
+        });
     }
 
     /// Reads rows as floats, [`PANEL`] of them for each panel, and has each panel filled with its own.

@@ -77,8 +77,9 @@ pub(crate) fn subjects() -> Vec<Subject> {
         return vec![Subject { name: format!("parlance, {device}"), kind: Kind::Device(device) }];
     }
     let ours = [
+        ("parlance int4", Kind::Parlance("int4", "auto")),
+        ("parlance int4, speculation off", Kind::Parlance("int4", "off")),
         ("parlance int8", Kind::Parlance("int8", "auto")),
-        ("parlance int8, speculation off", Kind::Parlance("int8", "off")),
         ("parlance f32", Kind::Parlance("f32", "auto")),
     ];
     let ours = ours.map(|(name, kind)| (name.to_owned(), kind));

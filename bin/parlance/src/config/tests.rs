@@ -77,7 +77,7 @@ fn unknown_variables_are_refused_and_an_orchestrators_own_are_left_alone() {
 fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
     let told = refused(
         "listen = 'localhost'\n[node]\nname = 'a b'\n[log]\nkind = 'kafka'\nshards = 0\nbrokers = ['k:9092']\n\
-         [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int4'\ndevice = 'gpu'\n\
+         [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int3'\ndevice = 'gpu'\n\
          kept_tokens = -1\nspeculation = 'on'\n\
          [tls]\ncert = '/c'",
     );
@@ -93,7 +93,7 @@ fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
         "`limits.turn_deadline_s` must be a whole number, not a string",
         "models.a.source = \"x y\"",
         "models.a.replicas = 99",
-        "models.a.precision = \"int4\" is not a precision. Choose auto, f32, f16, bf16 or int8",
+        "models.a.precision = \"int3\" is not a precision. Choose auto, f32, f16, bf16, int8 or int4",
         "models.a.device = \"gpu\" is not a device. Choose auto, cpu, cuda, cuda:NUMBER or wgpu",
         "models.a.kept_tokens = -1 is out of range. Choose a number from 0 to",
         "models.a.speculation = \"on\" is unknown. Choose auto or off",

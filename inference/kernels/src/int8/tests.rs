@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use rayon::prelude::*;
 
 use super::{dot::multiply_row, *};
-use crate::panels::copied;
+use crate::{panels::copied, rows::Rows};
 
 fn values(count: usize, seed: f32) -> Vec<f32> {
     (0..count).map(|at| ((at as f32 + seed) * 12.9898).sin() * (1.0 + (at % 7) as f32)).collect()
@@ -31,11 +31,9 @@ fn reference(matrix: &Int8Matrix, x: &[f32]) -> Vec<f32> {
     let count = x.len() / matrix.inputs;
     rows.quantise(count, matrix.inputs, copied(x, matrix.inputs));
     let mut out = vec![0.0; count * matrix.outputs];
-    let groups = rows.groups();
-    for (number, weights) in matrix.weights.chunks_exact(groups * GROUP_BYTES).enumerate() {
-        let panel = Panel { weights, scales: &matrix.scales[number * groups * PANEL..], next: &[] };
+    for number in 0..matrix.outputs.div_ceil(PANEL) {
         for row in 0..count {
-            let values = multiply_row(rows.row(row), panel);
+            let values = multiply_row(rows.row(row), matrix.panel(number));
             let width = PANEL.min(matrix.outputs - number * PANEL);
             out[row * matrix.outputs + number * PANEL..][..width].copy_from_slice(&values[..width]);
         }
@@ -107,10 +105,29 @@ fn rows_come_out_as_they_went_in_but_for_half_a_step() {
     for (output, exact) in weights.chunks_exact(inputs).enumerate() {
         let mut row = vec![0.0; inputs];
         matrix.row(output, &mut row);
-        for (exact, found) in exact.chunks(GROUP).zip(row.chunks(GROUP)) {
-            let step = quantise::scale(exact);
-            assert!(exact.iter().zip(found).all(|(exact, found)| (exact - found).abs() <= step * 0.5001));
+        for (exact, found) in exact.chunks(BLOCK).zip(row.chunks(BLOCK)) {
+            // The scale in 16 bits misses up to 2⁻¹¹ of the one in 32, which the largest value meets 127 times.
+            let step = rows::scale(exact);
+            assert!(exact.iter().zip(found).all(|(exact, found)| (exact - found).abs() <= step * 0.563));
         }
+    }
+}
+
+/// As a file of `Q8_0` has them: whole numbers up to 127 under a scale in 16 bits.
+#[test]
+fn weights_that_have_8_bits_come_out_as_they_went_in() {
+    let (inputs, outputs) = (96, 33);
+    let weight = |at: usize| {
+        let scale = f16::from_f32(0.003 + (at / BLOCK % 29) as f32 * 0.000_7).to_f32();
+        let quant = if at.is_multiple_of(BLOCK) { 127 } else { (at * 53 % 255) as i32 - 127 };
+        quant as f32 * scale
+    };
+    let weights: Vec<f32> = (0..inputs * outputs).map(weight).collect();
+    let matrix = matrix(&weights, inputs);
+    let mut row = vec![0.0; inputs];
+    for (output, exact) in weights.chunks_exact(inputs).enumerate() {
+        matrix.row(output, &mut row);
+        assert_eq!(row, exact, "output {output}");
     }
 }
 
@@ -121,7 +138,9 @@ fn zeros_and_tiny_values_are_no_trouble() {
     let ones = matrix(&[1.0; 64 * 32], 64);
     assert!(multiply(&ones, &[0.0; 64]).iter().all(|value| *value == 0.0));
     assert!(multiply(&ones, &[1e-44; 64]).iter().all(|value| value.is_finite()));
-    assert_eq!(multiply(&ones, &[3.0; 64])[0], 192.0);
+    // A scale of one, which 16 bits hold exactly.
+    let largest = matrix(&[127.0; 64 * 32], 64);
+    assert_eq!(multiply(&largest, &[254.0; 64])[0], 127.0 * 254.0 * 64.0);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     DeviceChoice, LoadOptions, LoadProgress, LoadStage, ModelError,
     checkpoint::Checkpoint,
+    gguf::GgmlType,
     hex,
     load::warm_up_tokens,
     precision::Numbers,
@@ -38,13 +39,18 @@ pub(crate) struct Description<'a> {
 
 impl Description<'_> {
     /// What the weights take in memory, in bytes, and how many tokens the vocabulary has.
-    pub(crate) fn footprint(&self, options: &LoadOptions) -> (u64, usize) {
-        let numbers = options.precision.of(&self.tensors);
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Unsupported`] if the file cannot be computed in the numbers asked for.
+    pub(crate) fn footprint(&self, options: &LoadOptions) -> Result<(u64, usize), ModelError> {
+        let numbers = options.precision.of(&self.tensors)?;
         // No product takes the table of positions: it stays as it is.
         let positions = [self.config.hidden, self.config.positions];
-        let kept = Numbers::F32.bytes(&positions).saturating_sub(numbers.bytes(&positions));
-        let weights: u64 = self.tensors.shapes().map(|shape| numbers.bytes(shape)).sum();
-        (weights + kept, self.config.vocabulary)
+        let bytes = |numbers: Numbers| numbers.bytes(GgmlType::F32, &positions);
+        let kept = bytes(Numbers::F32).saturating_sub(bytes(numbers));
+        let weights: u64 = self.tensors.all().map(|tensor| numbers.bytes(tensor.kind, &tensor.shape)).sum();
+        Ok((weights + kept, self.config.vocabulary))
     }
 }
 
@@ -85,7 +91,7 @@ pub fn load_embedder(
         let what = format!("the device {} for a model that embeds", options.device);
         return Err(ModelError::unsupported(source, what, "auto, cpu"));
     }
-    let numbers = options.precision.of(&tensors);
+    let numbers = options.precision.of(&tensors)?;
     let on_weights = |done| report(LoadStage::Weights, done);
     // Digest, tokenizer and weights do not need each other.
     let (digest, (tokenizer, weights)) = rayon::join(

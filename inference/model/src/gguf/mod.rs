@@ -17,5 +17,5 @@ pub(crate) mod writer;
 
 pub(crate) use file::{Gguf, MappedFile};
 pub(crate) use metadata::Metadata;
-pub(crate) use quantised::dequantise;
+pub(crate) use quantised::{dequantise, four_bits};
 pub(crate) use tensors::{GgmlType, TensorInfo};

@@ -2,6 +2,7 @@
 //! with the same roundings as ggml's reference, so that every implementation works on the same weights.
 
 use half::{bf16, f16};
+use parlance_inference_kernels::{BLOCK, int4::Block};
 
 use super::{GgmlType, TensorInfo};
 
@@ -33,6 +34,39 @@ pub(crate) fn dequantise(tensor: &TensorInfo<'_>, first_block: usize, values: &m
     for (block, values) in bytes.chunks_exact(block_bytes).zip(values.chunks_exact_mut(block_values)) {
         decode(block, values);
     }
+}
+
+/// Values `32 · number ..` of a tensor that [has 4 bits](GgmlType::has_four_bits), as they stand in the file. The step and minimum of a
+/// `Q4_K` are products there; here they are rounded to 16 bits.
+///
+/// # Panics
+///
+/// If the tensor is of another kind, or has no such values.
+pub(crate) fn four_bits(tensor: &TensorInfo<'_>, number: usize) -> Block {
+    let of_tensor = tensor.kind.block_values() / BLOCK;
+    let bytes = &tensor.data[number / of_tensor * tensor.kind.block_bytes()..][..tensor.kind.block_bytes()];
+    match tensor.kind {
+        GgmlType::Q4_0 => {
+            let step = f16::from_le_bytes([bytes[0], bytes[1]]);
+            Block { step, minimum: f16::from_f32(-8.0 * step.to_f32()), quants: halves_of_bytes(&bytes[2..]) }
+        }
+        GgmlType::Q4_1 => {
+            let [step, minimum] = [0, 2].map(|at| f16::from_le_bytes([bytes[at], bytes[at + 1]]));
+            Block { step, minimum, quants: halves_of_bytes(&bytes[4..]) }
+        }
+        GgmlType::Q4K => {
+            let group = number % of_tensor;
+            let (step, minimum) = q4_k_step(bytes, group);
+            let quants = std::array::from_fn(|at| q4_k_quant(&bytes[16..], group, at));
+            Block { step: f16::from_f32(step), minimum: f16::from_f32(-minimum), quants }
+        }
+        kind => panic!("a tensor of 4 bits, not {kind:?}"),
+    }
+}
+
+/// 32 values of 4 bits; low nibbles hold the first half.
+fn halves_of_bytes(bytes: &[u8]) -> [u8; BLOCK] {
+    std::array::from_fn(|at| if at < BLOCK / 2 { bytes[at] & 15 } else { bytes[at - BLOCK / 2] >> 4 })
 }
 
 fn each<const N: usize>(bytes: &[u8], values: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
@@ -133,17 +167,24 @@ fn q3_k_scale(scales: &[u8], group: usize) -> u8 {
 
 /// 256 values in eight groups of 32, each with a scale and a minimum of six bits under two common factors.
 fn q4_k(block: &[u8], values: &mut [f32]) {
-    let (factor, minimum_factor) = (half_at(block, 0), half_at(block, 2));
-    let (scales, quants) = (&block[4..16], &block[16..]);
     for (group, values) in values.chunks_exact_mut(32).enumerate() {
-        let (scale, minimum) = q4_k_scale(scales, group);
-        let (scale, minimum) = (factor * f32::from(scale), minimum_factor * f32::from(minimum));
-        let pairs = &quants[group / 2 * 32..][..32];
-        for (value, &pair) in values.iter_mut().zip(pairs) {
-            let quant = if group % 2 == 0 { pair & 15 } else { pair >> 4 };
-            *value = scale * f32::from(quant) - minimum;
+        let (step, minimum) = q4_k_step(block, group);
+        for (at, value) in values.iter_mut().enumerate() {
+            *value = step * f32::from(q4_k_quant(&block[16..], group, at)) - minimum;
         }
     }
+}
+
+/// What one more of a quant adds in a group of a block, and what is taken off.
+fn q4_k_step(block: &[u8], group: usize) -> (f32, f32) {
+    let (scale, minimum) = q4_k_scale(&block[4..16], group);
+    (half_at(block, 0) * f32::from(scale), half_at(block, 2) * f32::from(minimum))
+}
+
+/// One of the 32 values of a group; two groups share 32 bytes.
+fn q4_k_quant(quants: &[u8], group: usize, at: usize) -> u8 {
+    let pair = quants[group / 2 * 32 + at];
+    if group.is_multiple_of(2) { pair & 15 } else { pair >> 4 }
 }
 
 /// As [`q4_k`], with a fifth bit for each value: bit 0 of 32 bytes belongs to the first group, bit 1 to the second, and so on.

@@ -49,6 +49,12 @@ impl GgmlType {
         })
     }
 
+    /// Whether the values stand in blocks of 32 with 4 bits each, a step and a minimum, as
+    /// [`four_bits`](super::four_bits) reads them.
+    pub(crate) const fn has_four_bits(self) -> bool {
+        matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q4K)
+    }
+
     /// How many values form one block.
     pub(crate) const fn block_values(self) -> usize {
         match self {

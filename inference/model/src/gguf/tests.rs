@@ -192,3 +192,38 @@ proptest! {
         }
     }
 }
+
+/// Bytes of one block whose scales, at the beginning, are ordinary numbers.
+fn block_bytes(bytes: Vec<u8>, scales: [u16; 2]) -> Vec<u8> {
+    // An exponent from 2⁻¹⁵ to 2⁰, and either sign.
+    let scales = scales.map(|scale| (scale & 0x83ff) | (scale >> 2 & 0x3c00)).map(u16::to_le_bytes);
+    [scales.as_flattened(), &bytes[4..]].concat()
+}
+
+proptest! {
+    #[test]
+    fn weights_of_4_bits_are_the_same_as_they_stand_and_as_floats(
+        bytes in proptest::collection::vec(any::<u8>(), 144), scales in any::<[u16; 2]>(),
+    ) {
+        let bytes = block_bytes(bytes, scales);
+        // The types' numbers in the format, their values per block, and how far roundings may part them.
+        for (kind, values, rounding) in [(2, 32, 0.0), (3, 32, 0.0), (12, 256, 1.0 / 1_024.0)] {
+            let length = match kind { 2 => 18, 3 => 20, _ => 144 };
+            let file = GgufWriter::default().raw_tensor("one", &[values], kind, &bytes[..length]).finish();
+            let gguf = parse(&file).expect("parses");
+            let tensor = gguf.tensors.get("one").expect("tensor");
+            prop_assert!(tensor.kind.has_four_bits());
+            let mut floats = vec![0.0; values as usize];
+            super::dequantise(tensor, 0, &mut floats);
+            for (number, floats) in floats.chunks_exact(32).enumerate() {
+                let block = super::four_bits(tensor, number);
+                let (step, minimum) = (block.step.to_f32(), block.minimum.to_f32());
+                for (quant, float) in block.quants.into_iter().zip(floats) {
+                    let found = f32::from(quant) * step + minimum;
+                    let most = (f32::from(quant) * step.abs() + minimum.abs() + 1e-4) * rounding;
+                    prop_assert!((found - float).abs() <= most, "type {kind}, block {number}: {found}, not {float}");
+                }
+            }
+        }
+    }
+}

@@ -191,7 +191,7 @@ fn devices_refuse_numbers_that_they_do_not_have() {
     assert_eq!(refusal(DeviceChoice::Cpu, Precision::Auto), None);
     assert_eq!(refusal(DeviceChoice::CpuTensors, Precision::F16), None);
     let half = refusal(DeviceChoice::Cpu, Precision::F16).unwrap_or_default();
-    assert!(half.contains("does not compute in f16; choose precision auto, f32 or int8"), "{half}");
+    assert!(half.contains("does not compute in f16; choose precision auto, f32, int8 or int4"), "{half}");
     let int8 = refusal(DeviceChoice::CpuTensors, Precision::Int8).unwrap_or_default();
     assert!(int8.contains("choose precision auto, f16, bf16 or f32"), "{int8}");
 }

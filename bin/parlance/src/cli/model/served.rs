@@ -34,7 +34,7 @@ pub(crate) struct Load {
     /// What NAME is loaded from, if not what the node knows it by
     #[arg(long, value_name = "NAME|PATH|scripted:…")]
     source: Option<String>,
-    /// auto, f32, f16, bf16 or int8
+    /// auto, f32, f16, bf16, int8 or int4
     #[arg(long)]
     precision: Option<String>,
     /// How many replicas serve it

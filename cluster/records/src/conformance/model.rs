@@ -6,12 +6,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parlance_cluster_protocol::{Position, SessionKey, TurnId};
 
 use super::Subject;
 use crate::{At, Change, ChangeKind, Order, RecordStore, Row, StoredItem};
 
 const STEPS: u64 = 60;
+const CHANGES: u64 = 240;
 const INDEXES: u64 = 6;
 const POSITIONS: u64 = 40;
 const ALL: usize = 1_000;
@@ -36,6 +38,25 @@ pub(super) async fn play(subject: &impl Subject, seed: u64) {
         }
         model.compare(&store, &format!("seed {seed}, step {step}")).await;
     }
+}
+
+/// Gives the store random changes in an order that has nothing to do with their positions, some of them twice, many at once.
+pub(super) async fn converge(subject: &impl Subject, seed: u64) {
+    let mut random = Random(seed);
+    let store = subject.open().await;
+    let mut changes: Vec<Change> = (0..CHANGES).map(|_| change(&mut random)).collect();
+    let model = Model { changes: changes.clone() };
+    let again: Vec<Change> = (0..CHANGES / 4).map(|_| changes[random.below(CHANGES) as usize].clone()).collect();
+    changes.extend(again);
+    for place in (1..changes.len()).rev() {
+        changes.swap(place, random.below(place as u64 + 1) as usize);
+    }
+    let batches: Vec<Vec<Change>> = changes.chunks(7).map(<[Change]>::to_vec).collect();
+    for at_once in batches.chunks(4) {
+        let written = join_all(at_once.iter().map(|batch| store.write(batch.clone()))).await;
+        written.into_iter().collect::<Result<(), _>>().expect("a healthy store takes writes");
+    }
+    model.compare(&store, &format!("seed {seed}")).await;
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same on every machine.

@@ -1,0 +1,152 @@
+//! Apache Cassandra as the tests meet it: the shared server that `make services` has started, servers of a test's own, and a proxy that loses
+//! answers.
+
+mod proxy;
+
+use std::{
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use parlance_cluster_records::{Credentials, Replication, ScyllaOptions, ScyllaRecords};
+use scylla::client::{session::Session, session_builder::SessionBuilder};
+
+pub(crate) use self::proxy::Proxy;
+
+/// Where `.ci/cassandra` has the shared server.
+pub(crate) const SHARED_PORT: u16 = 19_042;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A file of `target/services/cassandra-tls`.
+pub(crate) fn tls_file(name: &str) -> PathBuf {
+    root().join("target/services/cassandra-tls").join(name)
+}
+
+/// A store on a server, in that keyspace, with short time-outs.
+pub(crate) fn options(port: u16, keyspace: &str) -> ScyllaOptions {
+    ScyllaOptions {
+        replication: Some(Replication::Everywhere(1)),
+        credentials: Some(Credentials { user: "cassandra".into(), password: "cassandra".into() }),
+        ..ScyllaOptions::new([format!("127.0.0.1:{port}")], keyspace)
+    }
+}
+
+/// A keyspace of the shared server, dropped with this.
+pub(crate) struct Keyspace {
+    pub(crate) options: ScyllaOptions,
+    pub(crate) admin: Session,
+}
+
+impl Keyspace {
+    /// One that is not there yet.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not run.
+    pub(crate) async fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let there = TcpStream::connect(("127.0.0.1", SHARED_PORT));
+        assert!(there.is_ok(), "Cassandra does not answer on port {SHARED_PORT}: make services");
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let options = options(SHARED_PORT, &format!("test_{}_{number}", std::process::id()));
+        let admin = SessionBuilder::new().known_node(&options.nodes[0]).user("cassandra", "cassandra");
+        Self { options, admin: admin.build().await.expect("the server lets its own user in: make services") }
+    }
+
+    pub(crate) async fn open(&self) -> ScyllaRecords {
+        ScyllaRecords::open(self.options.clone()).await.expect("a healthy store opens")
+    }
+
+    /// Runs CQL, with the keyspace for `{}`.
+    pub(crate) async fn run(&self, cql: &str) -> scylla::response::query_result::QueryResult {
+        let cql = cql.replace("{}", &self.options.keyspace);
+        self.admin.query_unpaged(cql, ()).await.expect("good CQL")
+    }
+
+    /// How many rows a table has.
+    pub(crate) async fn count(&self, table: &str) -> i64 {
+        let rows = self.run(&format!("SELECT count(*) FROM {{}}.{table}")).await.into_rows_result();
+        rows.expect("rows").single_row::<(i64,)>().expect("one number").0
+    }
+}
+
+/// Needs a runtime of several threads.
+impl Drop for Keyspace {
+    fn drop(&mut self) {
+        let cql = format!("DROP KEYSPACE IF EXISTS {}", self.options.keyspace);
+        tokio::task::block_in_place(|| {
+            // Left to a person where it fails: the test says why by itself.
+            let _ = tokio::runtime::Handle::current().block_on(self.admin.query_unpaged(cql, ()));
+        });
+    }
+}
+
+/// A server of a test's own, killed and forgotten with this.
+pub(crate) struct Server {
+    name: String,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        // Whoever takes the port or the next one meanwhile makes the server end, and the test say so.
+        let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+        let server = Self { name: format!("cassandra-test-{}", std::process::id()), port };
+        server.restart();
+        server
+    }
+
+    /// Starts it on what it has kept, and waits until it answers.
+    pub(crate) fn restart(&self) {
+        let mut start = Command::new(root().join(".ci/cassandra"));
+        start.args(["start", &self.name, &self.port.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+        let started = start.status().expect("the script is there");
+        assert!(started.success(), "Cassandra does not start: make services");
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.pid()]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
+    }
+
+    /// Stops it, until it gets the signal to go on.
+    pub(crate) fn halt(&self) {
+        self.signal("-STOP");
+        let status = format!("/proc/{}/status", self.pid());
+        while !std::fs::read_to_string(&status).expect("it runs").contains("State:\tT") {
+            std::thread::yield_now();
+        }
+    }
+
+    fn pid(&self) -> String {
+        let pid = std::fs::read_to_string(self.directory().join("pid")).expect("it was started");
+        pid.trim().to_owned()
+    }
+
+    pub(crate) fn kill(&self) {
+        self.signal("-KILL");
+        while TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), Duration::from_secs(1)).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn directory(&self) -> PathBuf {
+        root().join("target/services").join(&self.name)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(pid) = std::fs::read_to_string(self.directory().join("pid")) {
+            let _ = Command::new("kill").args(["-KILL", pid.trim()]).stderr(Stdio::null()).status();
+        }
+        let _ = std::fs::remove_dir_all(self.directory());
+        let _ = std::fs::remove_file(self.directory().with_extension("lock"));
+    }
+}

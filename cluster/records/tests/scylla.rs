@@ -145,6 +145,17 @@ async fn what_cannot_be_kept_is_refused_and_writes_nothing() {
     assert_eq!(indexes(&store).await, [2]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_centre_that_is_gone_is_done_without() {
+    let keyspace = Keyspace::new().await;
+    for datacenter in ["datacenter1", "elsewhere"] {
+        let options = ScyllaOptions { datacenter: Some(datacenter.into()), ..keyspace.options.clone() };
+        let store = ScyllaRecords::open(options).await.expect("opens");
+        store.write(vec![item(1, 0)]).await.expect("written");
+        assert_eq!(indexes(&store).await, [0], "by {datacenter}");
+    }
+}
+
 /// The servers have done what they were told, and nobody heard of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_answer_was_lost_is_made_again_without_harm() {

@@ -28,7 +28,8 @@ mod tls;
 use std::{fmt, time::Instant};
 
 use ::scylla::{
-    client::{session::Session, session_builder::SessionBuilder},
+    client::{execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder},
+    policies::load_balancing::DefaultPolicy,
     statement::batch::{Batch, BatchStatement, BatchType},
 };
 use bytes::Bytes;
@@ -167,9 +168,15 @@ impl ScyllaRecords {
 
 /// What makes a session.
 async fn builder(options: &ScyllaOptions, relays: Option<&Relays>) -> Result<SessionBuilder, RecordsError> {
+    let profile = ExecutionProfile::builder()
+        .request_timeout(Some(options.request_timeout))
+        .consistency(statements::CONSISTENCY)
+        // Where the preferred data centre is gone, the others serve.
+        .load_balancing_policy(DefaultPolicy::builder().permit_dc_failover(true).build())
+        .build();
     let keepalive = options.deadline.max(2 * options.request_timeout);
     let mut builder = SessionBuilder::new()
-        .default_execution_profile_handle(schema::profile(options).into_handle())
+        .default_execution_profile_handle(profile.into_handle())
         .connection_timeout(options.request_timeout)
         .keepalive_interval(options.request_timeout)
         .keepalive_timeout(keepalive)

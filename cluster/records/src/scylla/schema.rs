@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use ::scylla::{
-    client::{execution_profile::ExecutionProfile, session::Session},
+    client::session::Session,
     deserialize::row::DeserializeRow,
     policies::load_balancing::{NodeIdentifier, SingleTargetLoadBalancingPolicy},
     serialize::row::SerializeRow,
@@ -157,9 +157,4 @@ impl Migration<'_> {
         let answer = self.reach.ask(fault::of_request, || self.session.query_unpaged(text.clone(), values)).await?;
         super::reader::typed(answer)
     }
-}
-
-/// How requests are sent unless a statement says otherwise.
-pub(super) fn profile(options: &ScyllaOptions) -> ExecutionProfile {
-    ExecutionProfile::builder().request_timeout(Some(options.request_timeout)).consistency(CONSISTENCY).build()
 }

@@ -14,8 +14,8 @@ use cassandra::{Keyspace, Proxy, SHARED_PORT, Server, options, tls_file};
 use futures_util::{FutureExt, future::BoxFuture, future::join_all};
 use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
 use parlance_cluster_records::{
-    Change, ChangeKind, Credentials, MAX_POSITION, Order, RecordStore, RecordsError, Row, ScyllaOptions, ScyllaRecords,
-    TlsOptions, conformance,
+    Change, ChangeKind, Credentials, MAX_POSITION, Order, RecordStore, RecordsError, Replication, Row, ScyllaOptions,
+    ScyllaRecords, TlsOptions, conformance,
 };
 
 /// Longer than anything here should take on a machine that builds as well.
@@ -291,11 +291,44 @@ async fn a_server_that_hangs_dies_and_comes_back_is_told_of_in_time_and_found_ag
     assert_eq!(indexes(&late).await, [0, 1, 2]);
 }
 
+/// By hand: `cargo test --release -p parlance-cluster-records --test scylla -- --ignored`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "three servers take a minute and 3 GB, and time to hear of each other"]
+async fn three_servers_go_on_without_one_and_say_so_without_two() {
+    let servers = Server::start_three().await;
+    let options = |first: usize| ScyllaOptions {
+        nodes: (0..3).map(|n| servers[(first + n) % 3].node()).collect(),
+        replication: Some(Replication::Everywhere(3)),
+        credentials: Some(Credentials { user: "parlance".into(), password: "parlance".into() }),
+        open_timeout: PATIENCE,
+        ..options(servers[0].port, "parlance")
+    };
+    let opened = join_all((0..6).map(|first| ScyllaRecords::open(options(first)))).await;
+    let stores: Vec<_> = opened.into_iter().map(|store| store.expect("all that start at once open")).collect();
+    let [one, other] = &stores[..2] else { panic!("there are six") };
+    one.write((0..100).map(|n| item(1, n)).collect()).await.expect("written");
+
+    servers[0].kill();
+    one.write((0..100).map(|n| item(2, n + 50)).collect()).await.expect("two of three are a quorum");
+    one.put_checkpoint_upto(ShardId(0), Offset(2), "two".into()).await.expect("written");
+    assert_eq!(other.checkpoint(ShardId(0)).await.expect("read"), Some("two".into()));
+    assert_eq!(indexes(other).await, (0..150).collect::<Vec<_>>(), "with the rows before it");
+    let late = ScyllaRecords::open(options(0)).await.expect("opens by the servers that are left");
+    assert_eq!(indexes(&late).await.len(), 150);
+
+    servers[1].kill();
+    let refused = failure(one).await;
+    assert!(matches!(refused, RecordsError::Unavailable(_) | RecordsError::TimedOut { .. }), "{refused:?}");
+    tokio::task::block_in_place(|| servers[0].restart());
+    written(one, item(3, 150)).await;
+    assert_eq!(indexes(one).await, (0..151).collect::<Vec<_>>(), "what one has missed the other had");
+}
+
 /// What a write and a read come to without the server, within the deadline and some.
 async fn failure(store: &ScyllaRecords) -> RecordsError {
     let begun = Instant::now();
     let failed = store.write(vec![item(1, 0)]).await.expect_err("nobody is there");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert!(!store.is_up());
     store.session(&session()).await.expect_err("nobody is there");
     failed

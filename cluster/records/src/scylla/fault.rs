@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::scylla::errors::{
     ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError, MetadataError,
-    NewSessionError, PrepareError, RequestAttemptError,
+    NewSessionError, PrepareError, RequestAttemptError, SchemaAgreementError,
 };
 
 use crate::RecordsError;
@@ -27,6 +27,8 @@ pub(super) enum Trouble {
     NoAnswer(Duration),
     /// The servers say that they cannot.
     Refused(String),
+    /// A server does not know yet what others do.
+    Unsettled(RecordsError),
 }
 
 impl Trouble {
@@ -36,7 +38,16 @@ impl Trouble {
             Self::NoConnection(reason) => RecordsError::Unreachable { nodes: nodes.to_owned(), reason },
             Self::NoAnswer(after) => RecordsError::TimedOut { after },
             Self::Refused(reason) => RecordsError::Unavailable(reason),
+            Self::Unsettled(error) => error,
         }
+    }
+}
+
+/// What a failure means while tables are being made, by this node or another: what a server does not know yet it may know in a moment.
+pub(super) fn unsettled<E>(meaning: impl Fn(&E) -> Fault) -> impl Fn(&E) -> Fault {
+    move |error| match meaning(error) {
+        Fault::Lasting(error @ RecordsError::Refused { .. }) => Fault::Passing(Trouble::Unsettled(error)),
+        fault => fault,
     }
 }
 
@@ -48,7 +59,7 @@ pub(super) fn of_request(error: &ExecutionError) -> Fault {
         ExecutionError::ConnectionPoolError(error) => of_pool(error),
         ExecutionError::LastAttemptError(error) => of_attempt(error),
         ExecutionError::PrepareError(error) => of_prepare(error),
-        ExecutionError::SchemaAgreementError(error) => Fault::Passing(Trouble::Refused(error.to_string())),
+        ExecutionError::SchemaAgreementError(error) => of_agreement(error),
         ExecutionError::MetadataError(error) => of_metadata(error),
         error => refused(error.to_string()),
     }
@@ -61,6 +72,11 @@ pub(super) fn of_prepare(error: &PrepareError) -> Fault {
         PrepareError::AllAttemptsFailed { first_attempt } => of_attempt(first_attempt),
         error => Fault::Passing(Trouble::Refused(error.to_string())),
     }
+}
+
+/// What it means that the servers do not agree on the schema.
+pub(super) fn of_agreement(error: &SchemaAgreementError) -> Fault {
+    Fault::Passing(Trouble::Refused(error.to_string()))
 }
 
 /// What it means that there is no session at all.
@@ -85,7 +101,7 @@ fn of_pool(error: &ConnectionPoolError) -> Fault {
     if let ConnectionError::ConnectionSetupRequestError(setup) = last_connection_error {
         match setup.get_error() {
             ConnectionSetupRequestErrorKind::DbError(DbError::AuthenticationError | DbError::Unauthorized, said) => {
-                return Fault::Lasting(RecordsError::Unauthorized { reason: said.clone() });
+                return unauthorized(said);
             }
             ConnectionSetupRequestErrorKind::MissingAuthentication => {
                 let reason = "it asks for a user and a password, and none are configured".to_owned();
@@ -118,11 +134,18 @@ fn of_attempt(error: &RequestAttemptError) -> Fault {
         | DbError::ServerError
         | DbError::Unprepared { .. }
         | DbError::RateLimitReached { .. } => Fault::Passing(Trouble::Refused(format!("{kind}: {said}"))),
-        DbError::AuthenticationError | DbError::Unauthorized => {
-            Fault::Lasting(RecordsError::Unauthorized { reason: said.clone() })
-        }
+        DbError::AuthenticationError | DbError::Unauthorized => unauthorized(said),
         kind => refused(format!("{kind}: {said}")),
     }
+}
+
+/// Servers keep users in tables, and call it a failed login, too, that a quorum of those cannot be read.
+fn unauthorized(said: &str) -> Fault {
+    let reason = said.to_owned();
+    if said.starts_with("Unable to perform") || said.contains("Cannot achieve consistency level") {
+        return Fault::Passing(Trouble::NoConnection(reason));
+    }
+    Fault::Lasting(RecordsError::Unauthorized { reason })
 }
 
 fn refused(reason: String) -> Fault {
@@ -143,6 +166,8 @@ mod tests {
         assert!(matches!(of_request(&timeout), Fault::Passing(Trouble::NoAnswer(_))));
         assert!(matches!(answer(DbError::Overloaded), Fault::Passing(Trouble::Refused(_))));
         assert!(matches!(answer(DbError::Invalid), Fault::Lasting(RecordsError::Refused { .. })));
+        let no_quorum = "Unable to perform authentication: Cannot achieve consistency level LOCAL_QUORUM";
+        assert!(matches!(unauthorized(no_quorum), Fault::Passing(_)));
         assert!(matches!(answer(DbError::Unauthorized), Fault::Lasting(RecordsError::Unauthorized { .. })));
     }
 }

@@ -47,7 +47,7 @@ impl Reach {
     pub(super) async fn ask<T, E, F>(
         &self,
         meaning: impl Fn(&E) -> Fault,
-        request: impl Fn() -> F,
+        mut request: impl FnMut() -> F,
     ) -> Result<T, RecordsError>
     where
         F: Future<Output = Result<T, E>>,

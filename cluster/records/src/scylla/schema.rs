@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use ::scylla::{
     client::session::Session,
     deserialize::row::DeserializeRow,
+    errors::ExecutionError,
     policies::load_balancing::{NodeIdentifier, SingleTargetLoadBalancingPolicy},
+    response::query_result::QueryResult,
     serialize::row::SerializeRow,
     statement::{Consistency, Statement as Text},
 };
@@ -34,6 +36,9 @@ const MIGRATIONS: [&[&str]; 1] = [&[
     "CREATE TABLE IF NOT EXISTS {}.deliveries (session blob, delivery text, state blob, PRIMARY KEY (session, delivery))",
     "CREATE TABLE IF NOT EXISTS {}.checkpoints (shard int PRIMARY KEY, checkpoint blob)",
 ]];
+
+/// A server that has just been found may not be connected yet, at the first.
+const ATTEMPTS_PER_SERVER: usize = 3;
 
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS {}.schema_versions (version int PRIMARY KEY)";
 
@@ -93,19 +98,12 @@ impl Migration<'_> {
         let cql =
             "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_versions'";
         let tables: Vec<(String,)> = self.read(cql, Consistency::One, (keyspace,)).await?;
+        if tables.is_empty() {
+            self.change(VERSIONS).await?;
+        }
         let cql = format!("SELECT version FROM {keyspace}.schema_versions");
-        let versions = async || self.read(&cql, CONSISTENCY, ()).await;
-        let found = if tables.is_empty() { None } else { Some(versions().await) };
-        let found: Vec<(i32,)> = match found {
-            Some(Ok(found)) => found,
-            // Listed and not there: another node is creating it, and the servers do not agree yet.
-            None | Some(Err(RecordsError::Refused { .. })) => {
-                self.change(VERSIONS).await?;
-                versions().await?
-            }
-            Some(Err(error)) => return Err(error),
-        };
-        Ok(found.into_iter().map(|(version,)| version.max(0) as u32).max().unwrap_or(0))
+        let versions: Vec<(i32,)> = self.read(&cql, CONSISTENCY, ()).await?;
+        Ok(versions.into_iter().map(|(version,)| version.max(0) as u32).max().unwrap_or(0))
     }
 
     async fn record(&self, version: u32) -> Result<(), RecordsError> {
@@ -115,7 +113,7 @@ impl Migration<'_> {
         let mut text = Text::new(cql);
         text.set_consistency(CONSISTENCY);
         text.set_is_idempotent(true);
-        self.reach.ask(fault::of_request, || self.session.query_unpaged(text.clone(), ())).await?;
+        self.ask(|| self.session.query_unpaged(text.clone(), ())).await?;
         Ok(())
     }
 
@@ -124,22 +122,33 @@ impl Migration<'_> {
         let mut text = Text::new(cql.replace("{}", &self.options.keyspace));
         text.set_is_idempotent(true);
         text.set_request_timeout(Some(self.options.open_timeout));
+        let mut attempts = 0;
         let change = || {
-            let mut text = text.clone();
-            text.set_load_balancing_policy(
-                self.lowest_node().map(|node| SingleTargetLoadBalancingPolicy::new(node, None)),
-            );
+            let (mut text, target) = (text.clone(), self.meeting_point(attempts / ATTEMPTS_PER_SERVER));
+            attempts += 1;
+            text.set_load_balancing_policy(target.map(|node| SingleTargetLoadBalancingPolicy::new(node, None)));
             self.session.query_unpaged(text, ())
         };
         self.reach.ask(fault::of_request, change).await?;
+        // The driver waits behind its own changes only, and not where another node has made this one a moment ago.
+        self.reach.ask(fault::of_agreement, || self.session.await_schema_agreement()).await?;
         Ok(())
     }
 
-    /// The server that all nodes send changes of the schema to.
-    fn lowest_node(&self) -> Option<NodeIdentifier> {
+    /// The server that all nodes send changes of the schema to, the one with the lowest id; the next ones where it does not answer.
+    fn meeting_point(&self, failed: usize) -> Option<NodeIdentifier> {
         let cluster = self.session.get_cluster_state();
-        let up = cluster.get_nodes_info().iter().filter(|node| node.is_connected());
-        up.map(|node| node.host_id).min().map(NodeIdentifier::HostId)
+        let mut ids: Vec<_> = cluster.get_nodes_info().iter().map(|node| node.host_id).collect();
+        ids.sort_unstable();
+        ids.get(failed % ids.len().max(1)).copied().map(NodeIdentifier::HostId)
+    }
+
+    /// A request to tables that another node may have made a moment ago.
+    async fn ask<F>(&self, request: impl Fn() -> F) -> Result<QueryResult, RecordsError>
+    where
+        F: Future<Output = Result<QueryResult, ExecutionError>>,
+    {
+        self.reach.ask(fault::unsettled(fault::of_request), request).await
     }
 
     async fn read<R>(
@@ -154,7 +163,7 @@ impl Migration<'_> {
         let mut text = Text::new(cql);
         text.set_consistency(consistency);
         text.set_is_idempotent(true);
-        let answer = self.reach.ask(fault::of_request, || self.session.query_unpaged(text.clone(), values)).await?;
+        let answer = self.ask(|| self.session.query_unpaged(text.clone(), values)).await?;
         super::reader::typed(answer)
     }
 }

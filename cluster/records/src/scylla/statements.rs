@@ -106,7 +106,7 @@ impl Statements {
             let mut text = Text::new(cql.replace("{}", keyspace)).with_page_size(PAGE_ROWS);
             text.set_consistency(CONSISTENCY);
             text.set_is_idempotent(true);
-            prepared.push(reach.ask(fault::of_prepare, || session.prepare(text.clone())).await?);
+            prepared.push(reach.ask(fault::unsettled(fault::of_prepare), || session.prepare(text.clone())).await?);
         }
         Ok(Self(prepared))
     }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parlance_cluster_records::{Credentials, Replication, ScyllaOptions, ScyllaRecords};
@@ -90,21 +90,56 @@ impl Drop for Keyspace {
 /// A server of a test's own, killed and forgotten with this.
 pub(crate) struct Server {
     name: String,
+    /// The last number of its address, 127.0.0.N.
+    number: u8,
     pub(crate) port: u16,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let pid = std::process::id();
-        let server = Self { name: format!("cassandra-test-{pid}"), port: free_ports(pid) };
+        let server = Self::new(1, free_ports(std::process::id()));
         server.restart();
         server
+    }
+
+    /// Three that are one cluster, with a user `parlance` whom each of them knows by itself.
+    pub(crate) async fn start_three() -> [Self; 3] {
+        let port = free_ports(std::process::id().wrapping_add(1));
+        let servers = [1, 2, 3].map(|number| Self::new(number, port));
+        // One after the other: those that start at once may not hear of each other for long.
+        servers.iter().for_each(Self::restart);
+        let admin = SessionBuilder::new().known_node(servers[0].node()).user("cassandra", "cassandra").build().await;
+        let admin = admin.expect("the server lets its own user in");
+        for cql in [
+            "ALTER KEYSPACE system_auth WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 3}",
+            "CREATE ROLE IF NOT EXISTS parlance WITH PASSWORD = 'parlance' AND LOGIN = true AND SUPERUSER = true",
+        ] {
+            // Until they have heard of each other.
+            let begun = Instant::now();
+            while let Err(error) = admin.query_unpaged(cql, ()).await {
+                assert!(begun.elapsed() < Duration::from_secs(120), "{error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        servers
+    }
+
+    fn new(number: u8, port: u16) -> Self {
+        Self { name: format!("cassandra-test-{}-{port}-{number}", std::process::id()), number, port }
+    }
+
+    /// Its address and port.
+    pub(crate) fn node(&self) -> String {
+        format!("127.0.0.{}:{}", self.number, self.port)
     }
 
     /// Starts it on what it has kept, and waits until it answers.
     pub(crate) fn restart(&self) {
         let mut start = Command::new(root().join(".ci/cassandra"));
-        start.args(["start", &self.name, &self.port.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+        start
+            .args(["start", &self.name, &self.port.to_string(), &format!("127.0.0.{}", self.number)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let started = start.status().expect("the script is there");
         assert!(started.success(), "Cassandra does not start: make services");
     }
@@ -130,7 +165,8 @@ impl Server {
 
     pub(crate) fn kill(&self) {
         self.signal("-KILL");
-        while TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), Duration::from_secs(1)).is_ok() {
+        while TcpStream::connect_timeout(&([127, 0, 0, self.number], self.port).into(), Duration::from_secs(1)).is_ok()
+        {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -157,7 +193,7 @@ impl Drop for Server {
 /// Two free ports in a row, below those that the system hands out to clients. Whoever takes one meanwhile makes the server end, and the test
 /// say so.
 fn free_ports(seed: u32) -> u16 {
-    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let is_free = |port: u16| TcpListener::bind(("0.0.0.0", port)).is_ok();
     let candidates = (0..5_000).map(|n| 20_000 + 2 * ((seed.wrapping_mul(7_919).wrapping_add(n)) % 5_000) as u16);
     candidates.into_iter().find(|port| is_free(*port) && is_free(*port + 1)).expect("two free ports in a row")
 }

@@ -92,7 +92,7 @@ impl ScyllaRecords {
         let relays = options.tls.as_ref().map(|tls| Relays::new(tls, &options)).transpose()?;
         let builder = builder(&options, relays.as_ref()).await?;
         let session = opening.ask(fault::of_session, || builder.build()).await;
-        let session = session.map_err(|error| with_tls_failure(error, relays.as_ref()))?;
+        let session = session.map_err(|error| with_tls_failure(error, relays.as_ref(), &options))?;
         schema::migrate(&session, &opening, &options).await?;
         let statements = Statements::prepare(&session, &opening, &options.keyspace).await?;
         metrics::store_up(true);
@@ -201,13 +201,15 @@ async fn builder(options: &ScyllaOptions, relays: Option<&Relays>) -> Result<Ses
     }
 }
 
-/// The driver sees a relay hang up; why, the relay knows.
-fn with_tls_failure(error: RecordsError, relays: Option<&Relays>) -> RecordsError {
-    match (error, relays.and_then(Relays::last_failure)) {
-        (RecordsError::Unreachable { nodes, .. } | RecordsError::Unavailable(nodes), Some(reason)) => {
-            RecordsError::Unreachable { nodes, reason }
-        }
-        (error, _) => error,
+/// The driver sees a relay hang up, or no answer; why, the relay knows.
+fn with_tls_failure(error: RecordsError, relays: Option<&Relays>, options: &ScyllaOptions) -> RecordsError {
+    let is_vague = matches!(
+        error,
+        RecordsError::Unreachable { .. } | RecordsError::TimedOut { .. } | RecordsError::Unavailable(_)
+    );
+    match relays.and_then(Relays::last_failure) {
+        Some(reason) if is_vague => RecordsError::Unreachable { nodes: options.nodes.join(", "), reason },
+        _ => error,
     }
 }
 

@@ -56,7 +56,7 @@ impl Reach {
         let Ok(Ok(_permit)) = timeout_at(deadline, self.permits.acquire()).await else {
             return Err(self.failed(Trouble::NoAnswer(self.deadline)));
         };
-        let mut pause = PAUSES.0;
+        let (mut pause, mut earlier) = (PAUSES.0, None);
         loop {
             let trouble = match timeout_at(deadline, request()).await {
                 Ok(Ok(answer)) => {
@@ -70,12 +70,14 @@ impl Reach {
                         return Err(error);
                     }
                 },
-                Err(_) => Trouble::NoAnswer(self.deadline),
+                // An attempt that the deadline cuts short says less than the one before it.
+                Err(_) => earlier.take().unwrap_or(Trouble::NoAnswer(self.deadline)),
             };
             let again_at = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
             if again_at >= deadline || !self.is_up() {
                 return Err(self.failed(trouble));
             }
+            earlier = Some(trouble);
             metrics::request_retried();
             sleep(again_at - Instant::now()).await;
             pause = (2 * pause).min(PAUSES.1);
@@ -151,6 +153,18 @@ mod tests {
         let answer: Result<(), _> = reach.ask(lasting, || ready(Err(()))).await;
         assert!(matches!(answer, Err(RecordsError::Refused { .. })));
         assert_eq!((begun.elapsed(), reach.is_up()), (Duration::ZERO, true), "the servers did answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_fault_is_told_where_the_deadline_cuts_an_attempt_short() {
+        let (reach, mut tries) = (reach(), 0);
+        let request = || {
+            tries += 1;
+            let is_first = tries == 1;
+            async move { if is_first { Err::<(), _>("gone") } else { std::future::pending().await } }
+        };
+        let told = reach.ask(passing, request).await;
+        assert!(matches!(&told, Err(RecordsError::Unreachable { reason, .. }) if reason == "gone"), "{told:?}");
     }
 
     #[tokio::test(start_paused = true)]

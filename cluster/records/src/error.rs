@@ -1,5 +1,6 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use parlance_cluster_protocol::Position;
 use thiserror::Error;
 
 /// Why the record store cannot serve.
@@ -52,6 +53,66 @@ pub enum RecordsError {
     Full {
         /// The directory.
         path: PathBuf,
+    },
+    /// A change has a position that the store cannot keep in order. Nothing of the same call was written.
+    #[error("position {} is past the records' limit, {}: its log has to begin anew", position.0, limit.0)]
+    PositionTooHigh {
+        /// The position.
+        position: Position,
+        /// The highest that is taken.
+        limit: Position,
+    },
+    /// No server of the store can be reached. It is tried again all the time.
+    #[error("cannot reach the record store at {nodes}: {reason}; check that it runs, its addresses and the network")]
+    Unreachable {
+        /// The nodes to begin with, as configured.
+        nodes: String,
+        /// What the last one said.
+        reason: String,
+    },
+    /// The store did not answer in time. Whether a write was made is unknown; making it again is harmless.
+    #[error("the record store did not answer within {} ms: check its load and its logs", after.as_millis())]
+    TimedOut {
+        /// How long the answer was waited for.
+        after: Duration,
+    },
+    /// The store refuses the user, or what the user may do there does not suffice.
+    #[error("the record store refuses the user: {reason}; check the user, the password and the permissions")]
+    Unauthorized {
+        /// What the store said.
+        reason: String,
+    },
+    /// The store refuses what it is told, and would again.
+    #[error("the record store refuses a request: {reason}; check that the keyspace is parlance's own and complete")]
+    Refused {
+        /// What the store said.
+        reason: String,
+    },
+    /// There is no such keyspace, and none is to be created.
+    #[error(
+        "the record store has no keyspace {keyspace}: create it, or configure its replication so that it is created"
+    )]
+    NoKeyspace {
+        /// The keyspace.
+        keyspace: String,
+    },
+    /// The tables were made by a newer release.
+    #[error("keyspace {keyspace} has schema version {found}, this build knows up to {supported}: upgrade parlance")]
+    NewerSchema {
+        /// The keyspace.
+        keyspace: String,
+        /// The version found.
+        found: u32,
+        /// The newest version that this build knows.
+        supported: u32,
+    },
+    /// The store is configured in a way that cannot work.
+    #[error("the record store's {option} cannot be used: {reason}")]
+    BadOption {
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it, and what is right.
+        reason: String,
     },
     /// The store does not serve now; try again.
     #[error("the record store does not answer: {0}")]

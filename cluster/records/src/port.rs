@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
+use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
 
 use crate::RecordsError;
 
@@ -49,6 +49,9 @@ pub enum Row {
         state: Bytes,
     },
 }
+
+/// The highest position that every store takes. CQL wants twice a position, in microseconds since 1970, to be in the past.
+pub const MAX_POSITION: Position = Position((1 << 49) - 1);
 
 /// One change of the view, made by the log record at `position`. A record writes a row at most once; of its own writes
 /// and removals of one row, the write wins.
@@ -132,6 +135,24 @@ pub trait RecordStore: Send + Sync + 'static {
     ///
     /// What keeps the store from serving; then either the old or the new checkpoint stands, with its rows.
     fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>>;
+
+    /// Stores a checkpoint that covers the shard's log up to `upto`, as [`put_checkpoint`](Self::put_checkpoint) does. Where several nodes
+    /// share the store, one that covers less never replaces one that covers more, however late it comes: the log may have been
+    /// trimmed behind the latter.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving; then either the old or the new checkpoint stands, with its rows.
+    fn put_checkpoint_upto(
+        &self,
+        shard: ShardId,
+        upto: Offset,
+        checkpoint: Bytes,
+    ) -> BoxFuture<'_, Result<(), RecordsError>> {
+        // Nobody else writes to a store of one process.
+        let _ = upto;
+        self.put_checkpoint(shard, checkpoint)
+    }
 
     /// The shard's checkpoint; `None` before the first.
     ///

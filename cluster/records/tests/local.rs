@@ -35,6 +35,11 @@ async fn agrees_with_the_model() {
     conformance::play(async || embedded(LocalOptions::default()), 0..8).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn late_and_repeated_changes_converge() {
+    conformance::converge(async || embedded(LocalOptions::default()), 0..64).await;
+}
+
 /// With memtables this small, most rows lie in tables.
 #[tokio::test(flavor = "multi_thread")]
 async fn agrees_with_the_model_when_rows_lie_in_tables() {

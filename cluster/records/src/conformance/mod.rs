@@ -48,3 +48,14 @@ pub async fn play<S: Subject>(empty: impl AsyncFn() -> S, seeds: std::ops::Range
         model::play(&empty().await, seed).await;
     }
 }
+
+/// Makes random changes late, again and out of order, many at once, and compares what is left with a model; one store per seed.
+///
+/// # Panics
+///
+/// If the store and the model differ; the message has the seed.
+pub async fn converge<S: Subject>(empty: impl AsyncFn() -> S, seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        model::converge(&empty().await, seed).await;
+    }
+}

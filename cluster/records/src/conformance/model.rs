@@ -6,12 +6,16 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parlance_cluster_protocol::{Position, SessionKey, TurnId};
 
 use super::Subject;
 use crate::{At, Change, ChangeKind, Order, RecordStore, Row, StoredItem};
 
 const STEPS: u64 = 60;
+/// Of a round of changes in any order.
+const CHANGES: u64 = 30;
+const ROUNDS: u64 = 8;
 const INDEXES: u64 = 6;
 const POSITIONS: u64 = 40;
 const ALL: usize = 1_000;
@@ -25,7 +29,7 @@ pub(super) async fn play(subject: &impl Subject, seed: u64) {
     for step in 0..STEPS {
         let batch = match random.below(5) {
             0 if !batches.is_empty() => batches[random.below(batches.len() as u64) as usize].clone(),
-            _ => (0..=random.below(8)).map(|_| change(&mut random)).collect(),
+            _ => (0..=random.below(8)).map(|_| change(&mut random, 0)).collect(),
         };
         model.changes.extend(batch.iter().cloned());
         store.write(batch.clone()).await.expect("a healthy store takes writes");
@@ -35,6 +39,28 @@ pub(super) async fn play(subject: &impl Subject, seed: u64) {
             store = subject.open().await;
         }
         model.compare(&store, &format!("seed {seed}, step {step}")).await;
+    }
+}
+
+/// Gives the store random changes in an order that has nothing to do with their positions, some of them again, many at once. Positions grow
+/// from round to round, so that no early erasure decides everything.
+pub(super) async fn converge(subject: &impl Subject, seed: u64) {
+    let mut random = Random(seed);
+    let mut model = Model::default();
+    let store = subject.open().await;
+    for round in 0..ROUNDS {
+        let late = POSITIONS / 2 * round;
+        let mut changes: Vec<Change> = (0..CHANGES).map(|_| change(&mut random, late)).collect();
+        model.changes.extend(changes.iter().cloned());
+        for _ in 0..CHANGES / 3 {
+            changes.push(model.changes[random.below(model.changes.len() as u64) as usize].clone());
+        }
+        for place in (1..changes.len()).rev() {
+            changes.swap(place, random.below(place as u64 + 1) as usize);
+        }
+        let written = join_all(changes.chunks(5).map(|batch| store.write(batch.to_vec()))).await;
+        written.into_iter().collect::<Result<(), _>>().expect("a healthy store takes writes");
+        model.compare(&store, &format!("seed {seed}, round {round}")).await;
     }
 }
 
@@ -59,11 +85,11 @@ fn turn_of(session: usize, number: u64) -> TurnId {
     TurnId(u128::from(number) << 8 | session as u128)
 }
 
-/// A random change. What is written depends on position and row alone, as one record writes a row once.
-fn change(random: &mut Random) -> Change {
+/// A random change at some position from `lowest` on. What is written depends on position and row alone, as one record writes a row once.
+fn change(random: &mut Random, lowest: u64) -> Change {
     let number = random.below(3) as usize;
     let session = sessions()[number].clone();
-    let position = random.below(POSITIONS);
+    let position = lowest + random.below(POSITIONS);
     let index = random.below(INDEXES);
     let value = Bytes::from(format!("{position}"));
     let event_id = format!("event {index}");

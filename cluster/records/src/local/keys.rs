@@ -13,10 +13,10 @@
 
 use parlance_cluster_protocol::{MAX_KEY_PART_BYTES, SessionKey, ShardId, TurnId};
 
-use crate::RecordsError;
-
-/// The longest event id or delivery key that the embedded store takes.
-pub const MAX_ID_BYTES: usize = 4_096;
+use crate::{
+    RecordsError,
+    limits::{MAX_ID_BYTES, at_most, check_session},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -73,12 +73,6 @@ impl SessionPart {
         key.extend_from_slice(rest);
         key
     }
-}
-
-/// Refuses a key whose parts are too long to stand behind their lengths.
-pub(super) fn check_session(session: &SessionKey) -> Result<(), RecordsError> {
-    let parts = [&session.tenant, &session.channel, &session.account, &session.chat, &session.thread];
-    parts.iter().try_for_each(|part| at_most("part of a session key", part.len(), MAX_KEY_PART_BYTES))
 }
 
 pub(super) fn checkpoint(shard: ShardId) -> [u8; 3] {
@@ -149,10 +143,6 @@ pub(super) fn decode_session(bytes: &[u8]) -> Result<SessionKey, RecordsError> {
 
 pub(super) fn damaged(what: &'static str, reason: impl Into<String>) -> RecordsError {
     RecordsError::Damaged { what, reason: reason.into() }
-}
-
-pub(super) fn at_most(what: &'static str, bytes: usize, limit: usize) -> Result<(), RecordsError> {
-    if bytes > limit { Err(RecordsError::TooLarge { what, bytes, limit }) } else { Ok(()) }
 }
 
 #[cfg(test)]

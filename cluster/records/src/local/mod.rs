@@ -34,14 +34,18 @@ use tokio::{
     task::spawn_blocking,
 };
 
-pub use self::{keys::MAX_ID_BYTES, writer::MAX_VALUE_BYTES};
+pub use self::writer::MAX_VALUE_BYTES;
 use self::{
-    keys::{SessionPart, at_most},
+    keys::SessionPart,
     mark::Mark,
     store::Rows,
     writer::{WriteError, Writer},
 };
-use crate::{At, Change, Order, RecordStore, RecordsError, StoredItem, StoredSession, metrics};
+use crate::{
+    At, Change, Order, RecordStore, RecordsError, StoredItem, StoredSession,
+    limits::{self, at_most},
+    metrics,
+};
 
 /// Writers wait while more memtables than this wait for their flush. The database itself would stop at four, in steps
 /// of 100 ms and without noticing when its own worker has failed.
@@ -168,7 +172,7 @@ impl Shared {
 
     fn write(&self, mut writing: OwnedMutexGuard<Writing>, changes: Vec<Change>) -> Result<(), RecordsError> {
         let start = Instant::now();
-        changes.iter().try_for_each(writer::check)?;
+        changes.iter().try_for_each(|change| limits::check(change, MAX_VALUE_BYTES))?;
         self.make_writable(&mut writing)?;
         let outcome = self.with_rows(|rows| {
             let applied = make_room(rows, self.options.memtable_bytes)

@@ -7,7 +7,7 @@ use parlance_cluster_protocol::{Position, TurnId};
 
 use super::{
     cell::{self, Erasures},
-    keys::{self, Kind, SessionPart, at_most},
+    keys::{self, Kind, SessionPart},
 };
 use crate::{Change, ChangeKind, Row};
 
@@ -30,32 +30,6 @@ pub(super) struct Outcome {
     pub(super) applied: u64,
     pub(super) stale: u64,
     pub(super) bytes: u64,
-}
-
-/// Refuses a change whose keys or values are too long, before anything of its batch is written.
-pub(super) fn check(change: &Change) -> Result<(), crate::RecordsError> {
-    let session = match &change.kind {
-        ChangeKind::Put(Row::Session { session, .. } | Row::Item { session, .. } | Row::Turn { session, .. }) => {
-            session
-        }
-        ChangeKind::Put(Row::Dedupe { session, event_id, .. }) | ChangeKind::ForgetDedupe { session, event_id } => {
-            at_most("event id", event_id.len(), keys::MAX_ID_BYTES)?;
-            session
-        }
-        ChangeKind::Put(Row::Delivery { session, key, .. }) => {
-            at_most("delivery key", key.len(), keys::MAX_ID_BYTES)?;
-            session
-        }
-        ChangeKind::TruncateItems { session, .. } | ChangeKind::EraseSession { session } => session,
-    };
-    keys::check_session(session)?;
-    match &change.kind {
-        ChangeKind::Put(Row::Session { state: value, .. } | Row::Delivery { state: value, .. })
-        | ChangeKind::Put(Row::Item { item: value, .. } | Row::Dedupe { outcome: value, .. }) => {
-            at_most("value", value.len(), MAX_VALUE_BYTES)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Why a batch stopped.

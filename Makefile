@@ -14,7 +14,7 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-wgpu test-cuda check services bench bench-inference notices
+.PHONY: help run test test-wgpu test-cuda check services services-stop bench bench-inference notices
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,9 +25,12 @@ run: ## Build, fetch the model and start a node at http://127.0.0.1:8080
 	target/release/parlance model fetch
 	target/release/parlance up --data $(DATA) $(ARGS)
 
-services: ## Install what the tests need (Debian 12; asks for root where needed)
+services: ## Install and start what the tests need (Debian 12; asks for root where needed)
 	@.ci/services build
 	@.ci/services test
+
+services-stop: ## Stop the servers that `make services` started
+	@.ci/services stop
 
 # The planted binary is built as a by-product of a test's, so that every dependency is built with the same features and only once. What
 # that leaves at target/release/parlance is put right by the build behind it.

@@ -50,6 +50,8 @@ const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 const MAX_QUEUED_ENTRIES: usize = 100_000;
 /// The pause before a leader that moved is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(30);
+/// How long one question to a leader may take before another is asked for.
+const ONE_QUESTION: Duration = Duration::from_secs(1);
 /// How often an end that lies too low is looked at again before it is believed, and after how long.
 const CONFIRMATIONS: (u32, Duration) = (3, Duration::from_millis(200));
 
@@ -263,7 +265,8 @@ impl Shared {
         let deadline = Instant::now() + self.config.request_timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.admin.inner().fetch_watermarks(&self.config.topic, i32::from(shard.0), left) {
+            let patience = left.min(ONE_QUESTION);
+            match self.admin.inner().fetch_watermarks(&self.config.topic, i32::from(shard.0), patience) {
                 Ok((low, high)) => {
                     let offset = |offset| u64::try_from(offset).map_err(|_| self.unreachable("a shard has no bounds"));
                     return Ok((offset(low)?, offset(high)?));
@@ -271,7 +274,14 @@ impl Shared {
                 Err(error) if left <= ASK_AGAIN => return Err(self.unreachable(error)),
                 Err(_) => std::thread::sleep(ASK_AGAIN),
             }
+            self.refresh(patience);
         }
+    }
+
+    /// Learns anew who leads, from any broker. This client would go on asking one that died, since it knows of no topic by itself.
+    fn refresh(&self, patience: Duration) {
+        // It tells nothing that the next question does not.
+        let _ = self.admin.inner().fetch_metadata(Some(&self.config.topic), patience);
     }
 
     fn bounds_now(&self, shard: ShardId) -> Result<Bounds, LogError> {

@@ -80,7 +80,12 @@ pub(super) fn spawn(inner: Arc<Inner>) -> Result<mpsc::Sender<()>, LogError> {
 /// What keeps Kafka from taking entries. Another topic under the same name shuts the log.
 fn look(shared: &Shared) -> Result<(), LogError> {
     let topic = &shared.config.topic;
-    let described = describe(shared.admin.inner(), topic, shared.config.socket_timeout);
+    let patience = shared.config.socket_timeout;
+    let ask = || describe(shared.admin.inner(), topic, patience);
+    let described = ask().or_else(|_| {
+        shared.refresh(patience);
+        ask()
+    });
     let described = described.map_err(|e| shared.unreachable(e))?;
     let described = described.ok_or_else(|| shared.unreachable(format!("topic {topic} is not there")))?;
     if described.id != shared.topic.id {

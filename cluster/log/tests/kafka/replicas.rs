@@ -22,7 +22,7 @@ fn replicated(brokers: &[Broker]) -> KafkaConfig {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_broker_may_die_and_two_may_not() {
-    let brokers = Broker::start_three();
+    let brokers = Broker::start_three(true);
     let config = replicated(&brokers);
     too_few_in_sync_are_refused(&config).await;
     let log = open(config.clone()).await;
@@ -53,6 +53,18 @@ async fn one_broker_may_die_and_two_may_not() {
     })
     .await;
     assert!(log.read(SHARD, Offset(0), 1).await.is_ok(), "nothing was truncated");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_without_eligible_leader_replicas_are_refused() {
+    let brokers = Broker::start_three(false);
+    let error = refused(replicated(&brokers)).await;
+    assert!(matches!(error, LogError::Misconfigured { .. }), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("eligible.leader.replicas.version = 0") && error.contains("kafka-features upgrade"),
+        "{error}"
+    );
 }
 
 async fn too_few_in_sync_are_refused(config: &KafkaConfig) {

@@ -133,24 +133,30 @@ pub(crate) struct Broker {
     directory: TempDir,
     port: u16,
     settings: Vec<String>,
+    /// Whether its cluster has eligible leader replicas.
+    has_eligible: bool,
 }
 
 impl Broker {
     pub(crate) fn start() -> Self {
-        let broker = Self::prepare(free_ports(), Vec::new());
+        let broker = Self::prepare(free_ports(), Vec::new(), true);
         broker.restart();
         broker
     }
 
-    /// Three brokers of one cluster.
-    pub(crate) fn start_three() -> Vec<Self> {
+    /// Three brokers of one cluster, which has eligible leader replicas or not.
+    pub(crate) fn start_three(has_eligible: bool) -> Vec<Self> {
         let ports: Vec<u16> = (0..3).map(|_| free_ports()).collect();
         let voters: Vec<String> = (1..).zip(&ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
         let voters = voters.join(",");
         let brokers: Vec<Self> = (1..)
             .zip(ports)
             .map(|(id, port)| {
-                Self::prepare(port, vec![format!("node.id={id}"), format!("controller.quorum.voters={voters}")])
+                Self::prepare(
+                    port,
+                    vec![format!("node.id={id}"), format!("controller.quorum.voters={voters}")],
+                    has_eligible,
+                )
             })
             .collect();
         // None starts before most do.
@@ -158,14 +164,15 @@ impl Broker {
         brokers
     }
 
-    fn prepare(port: u16, settings: Vec<String>) -> Self {
+    fn prepare(port: u16, settings: Vec<String>, has_eligible: bool) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        Self { directory, port, settings }
+        Self { directory, port, settings, has_eligible }
     }
 
     pub(crate) fn restart(&self) {
         let mut command = Command::new(script());
         command.arg("start").arg(self.directory.path()).arg(self.port.to_string()).args(&self.settings);
+        command.env("KAFKA_ELIGIBLE_LEADER_REPLICAS", if self.has_eligible { "1" } else { "0" });
         let output = command.output().expect("the script runs");
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
         assert!(output.status.success(), "{}\n{log}", String::from_utf8_lossy(&output.stderr));

@@ -177,7 +177,7 @@ impl Opening {
     /// Gives `min.insync.replicas`.
     async fn check_settings(&self) -> Result<u16, LogError> {
         let topic = &self.config.topic;
-        let settings = self.settings(ResourceSpecifier::Topic(topic)).await.map_err(|e| self.unreachable(e))?;
+        let settings = self.topic_settings().await?;
         let demands = [
             ("cleanup.policy", Demand::Is("delete")),
             ("retention.ms", Demand::Is("-1")),
@@ -200,6 +200,19 @@ impl Opening {
             }
         }
         Ok(value_of(&settings, "min.insync.replicas").parse().unwrap_or_else(|_| self.config.min_in_sync()))
+    }
+
+    /// A broker that has not heard of a new topic tells nothing of it, and is asked again.
+    async fn topic_settings(&self) -> Result<HashMap<String, ConfigEntry>, LogError> {
+        loop {
+            let asked = self.settings(ResourceSpecifier::Topic(&self.config.topic)).await;
+            match asked {
+                Ok(settings) if !settings.is_empty() => return Ok(settings),
+                _ if Instant::now() < self.deadline => tokio::time::sleep(LOOK_AGAIN).await,
+                Ok(_) => return Err(self.unreachable("no broker tells the topic's settings")),
+                Err(error) => return Err(self.unreachable(error)),
+            }
+        }
     }
 
     /// What can be seen of the brokers. Who may not see it is told so, and trusted.

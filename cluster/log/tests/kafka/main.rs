@@ -7,4 +7,5 @@ mod conformance;
 mod faults;
 mod owners;
 mod replicas;
+mod secure;
 mod support;

@@ -21,6 +21,7 @@ use tokio::sync::{OnceCell, oneshot};
 
 /// The broker that `make services` starts.
 pub(crate) const SHARED: &str = "127.0.0.1:19092";
+const NO_BROKER: &str = "Does Kafka run? `make services` installs and starts it.";
 /// How long a test waits for what has to come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A topic of a test that must be over.
@@ -67,12 +68,14 @@ fn now_nanos() -> u128 {
 }
 
 pub(crate) async fn open(config: KafkaConfig) -> KafkaLog {
-    KafkaLog::open(config).await.unwrap_or_else(|error| panic!("{error}\nDoes Kafka run? `make services` starts it."))
+    KafkaLog::open(config).await.unwrap_or_else(|error| panic!("{error}\n{NO_BROKER}"))
 }
 
 pub(crate) async fn refused(config: KafkaConfig) -> LogError {
+    let is_shared = config.bootstrap == SHARED;
     match KafkaLog::open(config).await {
         Ok(_) => panic!("the log opened"),
+        Err(LogError::Unreachable { reason, .. }) if is_shared => panic!("{reason}\n{NO_BROKER}"),
         Err(error) => error,
     }
 }
@@ -139,7 +142,13 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) fn start() -> Self {
-        let broker = Self::prepare(free_ports(), Vec::new(), true);
+        Self::start_with(|_, _| Vec::new())
+    }
+
+    /// With the settings that `settings` says for its directory and its port.
+    pub(crate) fn start_with(settings: impl FnOnce(&Path, u16) -> Vec<String>) -> Self {
+        let mut broker = Self::prepare(free_ports(), Vec::new(), true);
+        broker.settings = settings(broker.directory.path(), broker.port);
         broker.restart();
         broker
     }

@@ -187,7 +187,8 @@ impl KafkaConfig {
             .set("message.timeout.ms", millis(self.append_timeout))
             .set("request.timeout.ms", millis(self.socket_timeout.min(self.append_timeout)))
             .set("message.max.bytes", MAX_BATCH_BYTES.to_string())
-            .set("retry.backoff.ms", "20")
+            // Of a first retry, which is common on a new topic; each further one waits twice as long. At 20 ms, such appends were measured at 40.
+            .set("retry.backoff.ms", "4")
             .set("queue.buffering.max.messages", (2 * MAX_QUEUED_ENTRIES).to_string())
             .set("queue.buffering.max.kbytes", (2 * MAX_QUEUED_BYTES / 1024).to_string());
         client

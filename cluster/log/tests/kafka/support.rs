@@ -93,10 +93,9 @@ pub(crate) async fn make_topic(bootstrap: &str, name: &str, replication: i32, se
     for (setting, value) in settings {
         topic = topic.set(setting, value);
     }
-    let made = admin(bootstrap)
-        .create_topics([&topic], &AdminOptions::new())
-        .await
-        .expect("the broker answers: make services");
+    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
+    let made = admin(bootstrap).create_topics([&topic], &options).await;
+    let made = made.unwrap_or_else(|error| panic!("{error}\n{NO_BROKER}"));
     assert!(made.iter().all(Result::is_ok), "{made:?}");
 }
 

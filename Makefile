@@ -33,6 +33,9 @@ services: ## Install and start what the tests need (Debian 12; asks for root whe
 services-stop: ## Stop what `make services` started
 	@.ci/cassandra stop
 
+services-stop: ## Stop the servers that `make services` started
+	@.ci/services stop
+
 # The planted binary is built as a by-product of a test's, so that every dependency is built with the same features and only once. What
 # that leaves at target/release/parlance is put right by the build behind it.
 test: services ## Build everything and pass all tests

@@ -6,6 +6,8 @@
 #[doc(hidden)]
 pub mod conformance;
 mod error;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod local;
 mod metrics;
 pub mod ownership;
@@ -13,5 +15,7 @@ mod port;
 pub mod sim;
 
 pub use error::LogError;
+#[cfg(feature = "kafka")]
+pub use kafka::{KafkaConfig, KafkaLog, KafkaSasl, KafkaTls, SaslMechanism};
 pub use local::{LocalLog, LocalLogOptions};
 pub use port::{AppendDone, AppendOutcome, Bounds, MAX_ENTRY_BYTES, ShardLog, StoredEntry};

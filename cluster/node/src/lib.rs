@@ -1,0 +1,10 @@
+//! What makes nodes a cluster: who is there, who should own which shard, and the links between them.
+//!
+//! Everything here is a hint. Who owns a shard is decided in its log alone (`parlance_cluster_log::ownership`); a wrong view of the cluster
+//! costs time, never an answer.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`identity`] | names of nodes, and which start of a node is meant |
+
+pub mod identity;

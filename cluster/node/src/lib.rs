@@ -6,5 +6,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`identity`] | names of nodes, and which start of a node is meant |
+//! | [`placement`] | which node should own which shard, and which should be its hot standby |
+//! | [`zone`] | zones: what fails together |
 
 pub mod identity;
+pub mod placement;
+pub mod zone;

@@ -6,9 +6,13 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`identity`] | names of nodes, and which start of a node is meant |
+//! | [`detector`] | which peers have gone silent |
+//! | [`lived`] | time as this process lived it |
 //! | [`placement`] | which node should own which shard, and which should be its hot standby |
 //! | [`zone`] | zones: what fails together |
 
+pub mod detector;
 pub mod identity;
+pub mod lived;
 pub mod placement;
 pub mod zone;

@@ -8,11 +8,13 @@
 //! | [`identity`] | names of nodes, and which start of a node is meant |
 //! | [`detector`] | which peers have gone silent |
 //! | [`lived`] | time as this process lived it |
+//! | [`membership`] | who is in the cluster |
 //! | [`placement`] | which node should own which shard, and which should be its hot standby |
 //! | [`zone`] | zones: what fails together |
 
 pub mod detector;
 pub mod identity;
 pub mod lived;
+pub mod membership;
 pub mod placement;
 pub mod zone;

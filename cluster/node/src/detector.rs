@@ -289,6 +289,7 @@ mod tests {
         detector.watch(&old, ms(now + 30));
         let (_, began) = next_suspicion(&mut detector, now + 30);
         assert_eq!(began, [Suspicion::Began(new)]);
+        assert_eq!(detector.heard(&old, ms(now + 5_000)), None);
         assert_eq!(detector.counts().falsely, 0, "another incarnation is no proof of the first's life");
     }
 

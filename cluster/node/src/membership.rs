@@ -4,7 +4,7 @@
 //! sets a timer: [`Input::Tick`] comes every [`TICK`]. Time is [lived time](crate::lived), so that a pause of this process makes nobody dead.
 //!
 //! ```text
-//! links ── Datagram, LinkUp … ▶ ┌────────────┐ ── Send ──▶ links
+//! links ── Datagram, LinkUp ──▶ ┌────────────┐ ── Send ──▶ links
 //! detector ── Suspicion ──────▶ │ Membership │
 //! operator ── Update, Leave ──▶ └────────────┘ ── Event ─▶ placement, detector, whoever dials
 //! ```

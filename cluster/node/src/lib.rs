@@ -1,0 +1,20 @@
+//! What makes nodes a cluster: who is there, who should own which shard, and the links between them.
+//!
+//! Everything here is a hint. Who owns a shard is decided in its log alone (`parlance_cluster_log::ownership`); a wrong view of the cluster
+//! costs time, never an answer.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`identity`] | names of nodes, and which start of a node is meant |
+//! | [`detector`] | which peers have gone silent |
+//! | [`lived`] | time as this process lived it |
+//! | [`membership`] | who is in the cluster |
+//! | [`placement`] | which node should own which shard, and which should be its hot standby |
+//! | [`zone`] | zones: what fails together |
+
+pub mod detector;
+pub mod identity;
+pub mod lived;
+pub mod membership;
+pub mod placement;
+pub mod zone;

@@ -4,50 +4,65 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
-/// The longest name of a node, in bytes: a label of DNS, so that certificates can bear it.
+/// The longest name, in bytes: a label of DNS, so that certificates can bear it.
 pub const MAX_NAME_BYTES: usize = 63;
 
-/// A node's name. It stays over restarts, and no two nodes of a cluster that run at once share one.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(Arc<str>);
-
-/// Text that is no name of a node.
+/// Text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "{0:?} is not a name of a node: use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end"
-)]
+#[error("{0:?} is not a name: use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at either end")]
 pub struct InvalidName(String);
 
-impl NodeName {
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl FromStr for NodeName {
-    type Err = InvalidName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
-        let allowed = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        match fits && allowed && !text.starts_with('-') && !text.ends_with('-') {
-            true => Ok(Self(text.into())),
-            // Whoever sends something long shall not fill our logs with it.
-            false => Err(InvalidName(text.chars().take(MAX_NAME_BYTES + 1).collect())),
+        impl $name {
+            /// As text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-    }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                checked(text).map(Self)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
 }
 
-impl fmt::Display for NodeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+name! {
+    /// A node's name. It stays over restarts, and no two nodes of a cluster that run at once share one.
+    NodeName
+}
+name! {
+    /// A cluster's name. Nodes of different clusters never link.
+    ClusterName
 }
 
-impl fmt::Debug for NodeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+fn checked(text: &str) -> Result<Arc<str>, InvalidName> {
+    let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
+    let allowed = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    match fits && allowed && !text.starts_with('-') && !text.ends_with('-') {
+        true => Ok(text.into()),
+        // Whoever sends something long shall not fill our logs with it.
+        false => Err(InvalidName(text.chars().take(MAX_NAME_BYTES + 1).collect())),
     }
 }
 

@@ -5,11 +5,12 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`identity`] | names of nodes, and which start of a node is meant |
 //! | [`detector`] | which peers have gone silent |
+//! | [`identity`] | names of nodes and clusters, and which start of a node is meant |
 //! | [`lived`] | time as this process lived it |
 //! | [`membership`] | who is in the cluster |
 //! | [`placement`] | which node should own which shard, and which should be its hot standby |
+//! | [`transport`] | links between nodes |
 //! | [`zone`] | zones: what fails together |
 
 pub mod detector;
@@ -17,4 +18,5 @@ pub mod identity;
 pub mod lived;
 pub mod membership;
 pub mod placement;
+pub mod transport;
 pub mod zone;

@@ -1,0 +1,378 @@
+//! Links between nodes: ractor_cluster's sessions over connections of our own.
+//!
+//! ractor_cluster carries the frames and finds the peer's front actor. Everything that it lacks is here: mutual TLS and a hello within a time
+//! limit apart from accepting (`connect`, `hello`, [`tls`]), an end to silent connections (`guard`), calls that fail at once when their link
+//! does, bounded bytes under way (`link`), and dialling again. A link is between incarnations: a restarted node gets a new one at once, whatever became
+//! of the old.
+//!
+//! One transport per process: ractor's registries are the process's own.
+
+mod connect;
+mod frame;
+mod front;
+mod guard;
+mod hello;
+mod link;
+mod metrics;
+mod shared;
+pub mod tls;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use ractor::{Actor, ActorRef};
+use ractor_cluster::{IncomingEncryptionMode, NodeServer, NodeServerMessage, node::NodeConnectionMode};
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use self::{
+    connect::{ConnectError, accept, chain, dial},
+    front::{Front, FrontMessage},
+    hello::{HelloError, Refusal},
+    shared::{FRONTS, Sessions, Shared},
+    tls::ClusterTls,
+};
+use crate::identity::{ClusterName, Incarnation, NodeName};
+
+/// The versions of the frames between nodes that this build speaks.
+pub const VERSIONS: RangeInclusive<u32> = 1..=1;
+/// Links at once.
+pub const MOST_LINKS: usize = 256;
+/// The largest payload of one message, in bytes.
+pub const MAX_PAYLOAD_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes under way to one peer that it has not taken in yet.
+pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Addresses that are dialled.
+const MOST_DIALLED: usize = 1_024;
+/// What ractor_cluster reads at most at once: the largest payload and what is around it.
+const MAX_FRAME_BYTES: u64 = MAX_PAYLOAD_BYTES as u64 + 64 * 1024;
+
+/// How fast a link notices and tries again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// Connecting, TLS and hello, each.
+    pub handshake: Duration,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// A link on which nothing has come for so long is over.
+    pub silence: Duration,
+    /// Between two attempts to reach an address: at first, and at most. It doubles, and is drawn by lot from its upper half.
+    pub retry: RangeInclusive<Duration>,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(3),
+            heartbeat: Duration::from_millis(250),
+            silence: Duration::from_millis(1_250),
+            retry: Duration::from_millis(50)..=Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a node's transport is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This start of this node.
+    pub me: Incarnation,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Where other nodes reach it; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Its identity.
+    pub tls: ClusterTls,
+    /// The versions that it speaks: [`VERSIONS`].
+    pub versions: RangeInclusive<u32>,
+    /// How fast it notices and tries again.
+    pub timing: Timing,
+}
+
+/// Answers other nodes.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a call from `from`, until `deadline` or never. What `kind` it does not know it fails with a code of its own.
+    fn call(
+        &self,
+        from: &Incarnation,
+        kind: u32,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Bytes, Failure>>;
+
+    /// Takes a message that nobody answers. Must not block.
+    fn cast(&self, from: &Incarnation, kind: u32, payload: Bytes);
+}
+
+/// Hears of links. Must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// A link is up.
+    fn up(&self, link: &LinkInfo);
+    /// There is no link with this incarnation any more.
+    fn down(&self, peer: &Incarnation);
+    /// Something came from it.
+    fn heard(&self, peer: &Incarnation);
+}
+
+/// A link, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// The other node.
+    pub peer: Incarnation,
+    /// The version that both agreed on.
+    pub version: u32,
+    /// Bytes that it has not taken in yet.
+    pub under_way_bytes: u64,
+}
+
+/// Why a handler did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason} (code {code})")]
+pub struct Failure {
+    /// The handler's own code, from 1.
+    pub code: u32,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CallError {
+    /// There is no link; nothing was sent.
+    #[error("there is no link with that node")]
+    Unreachable,
+    /// The peer has no room; it has not begun.
+    #[error("that node is busy")]
+    Busy,
+    /// The payload is larger than [`MAX_PAYLOAD_BYTES`]; nothing was sent.
+    #[error("a payload of {bytes} bytes is more than the {MAX_PAYLOAD_BYTES} that a message may have")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// No answer came in time; nobody knows whether it was done.
+    #[error("no answer came in time")]
+    TimedOut,
+    /// The link was lost; nobody knows whether it was done.
+    #[error("the link with that node was lost")]
+    LinkLost,
+    /// The peer's handler failed.
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+impl CallError {
+    /// Whether the peer has certainly not begun: it may be asked again, or somebody else.
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::Unreachable | Self::Busy | Self::TooLarge { .. })
+    }
+}
+
+/// Why a transport cannot start.
+#[derive(Debug, Error)]
+pub enum TransportError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for nodes on {address}: choose another address or stop who uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// ractor_cluster did not start.
+    #[error("the cluster's transport did not start: {0}")]
+    Actors(String),
+}
+
+/// A node's links.
+pub struct Transport {
+    shared: Arc<Shared>,
+    server: ActorRef<NodeServerMessage>,
+    front: ActorRef<FrontMessage>,
+    address: SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+    dialled: Mutex<HashMap<String, JoinHandle<()>>>,
+}
+
+impl Transport {
+    /// Starts to listen, and links with whoever comes.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError`] with the remedy.
+    pub async fn start(
+        options: Options,
+        handler: Arc<dyn Handler>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, TransportError> {
+        let address = options.listen;
+        let listen = |source| TransportError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let shared = Arc::new(Shared::new(options, handler, observer));
+        let failed = |error: &dyn std::fmt::Display| TransportError::Actors(error.to_string());
+        let front = Actor::spawn(None, Front, shared.clone()).await.map_err(|error| failed(&error))?.0;
+        ractor::pg::join(FRONTS.to_owned(), vec![front.get_cell()]);
+        let server = node_server(&shared.options);
+        let server = Actor::spawn(None, server, ()).await.map_err(|error| failed(&error))?.0;
+        let subscription = Box::new(Sessions(shared.clone()));
+        let subscribe = NodeServerMessage::SubscribeToEvents { id: FRONTS.to_owned(), subscription };
+        server.cast(subscribe).map_err(|error| failed(&error))?;
+        let tasks = vec![
+            tokio::spawn(accept(listener, shared.clone(), server.clone())),
+            tokio::spawn(heartbeats(shared.clone())),
+        ];
+        Ok(Self { shared, server, front, address, tasks, dialled: Mutex::default() })
+    }
+
+    /// Where other nodes reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Keeps a link with whoever is at `address`, a host and a port, until it is [forgotten](Self::forget). `false`: there are too many already.
+    pub fn dial(&self, address: &str) -> bool {
+        let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+        if dialled.contains_key(address) {
+            return true;
+        }
+        if dialled.len() >= MOST_DIALLED {
+            return false;
+        }
+        let task = tokio::spawn(keep_dialling(address.to_owned(), self.shared.clone(), self.server.clone()));
+        dialled.insert(address.to_owned(), task);
+        true
+    }
+
+    /// Dials that address no more. A link that is up stays.
+    pub fn forget(&self, address: &str) {
+        let task = self.dialled.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+        task.inspect(JoinHandle::abort);
+    }
+
+    /// The links that are up, by name.
+    pub fn links(&self) -> Vec<LinkInfo> {
+        self.shared.links()
+    }
+
+    /// Asks a node, and waits for its answer for so long at most.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::is_certain`] tells what was certainly not done.
+    pub async fn call(&self, to: &NodeName, kind: u32, payload: Bytes, within: Duration) -> Result<Bytes, CallError> {
+        check_size(&payload)?;
+        let link = self.shared.link_to(to).ok_or(CallError::Unreachable)?;
+        link.call(kind, payload, Instant::now() + within).await
+    }
+
+    /// Sends a message that nobody answers, as soon as the peer has room, `within` so long at most. It may get lost with its link.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if it was certainly not sent.
+    pub async fn cast(&self, to: &NodeName, kind: u32, payload: Bytes, within: Duration) -> Result<(), CallError> {
+        check_size(&payload)?;
+        let link = self.shared.link_to(to).ok_or(CallError::Unreachable)?;
+        link.send(frame::Body::Cast(frame::Cast { kind, payload }), Instant::now() + within).await
+    }
+
+    /// Closes the link with a node, for instance one that the failure detector has given up.
+    pub fn cut(&self, peer: &NodeName, why: &str) {
+        if let Some(link) = self.shared.link_to(peer) {
+            link.close(why);
+        }
+    }
+
+    /// Closes all links and listens no more.
+    pub async fn stop(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        let dialled = std::mem::take(&mut *self.dialled.lock().unwrap_or_else(PoisonError::into_inner));
+        dialled.into_values().for_each(|task| task.abort());
+        let limit = Some(self.shared.options.timing.handshake);
+        let _ = self.server.stop_and_wait(Some("the node stops".to_owned()), limit).await;
+        let _ = self.front.stop_and_wait(None, limit).await;
+    }
+}
+
+fn check_size(payload: &Bytes) -> Result<(), CallError> {
+    match payload.len() {
+        bytes if bytes > MAX_PAYLOAD_BYTES => Err(CallError::TooLarge { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// ractor_cluster's server. It insists on a listener of its own: that one is on loopback, asks for certificates like ours, and whoever gets through is
+/// turned away by [`Sessions`]. Its name has the boot id, so that an election of sessions never confuses two starts of a node; its cookie keeps
+/// clusters apart and nothing else.
+fn node_server(options: &Options) -> NodeServer {
+    let encryption = IncomingEncryptionMode::Tls(TlsAcceptor::from(options.tls.server.clone()));
+    let server = NodeServer::new(
+        0,
+        options.cluster.to_string(),
+        options.me.to_string(),
+        options.cluster.to_string(),
+        Some(encryption),
+        Some(NodeConnectionMode::Isolated),
+    );
+    server.with_listen_addr(std::net::Ipv4Addr::LOCALHOST.into()).with_max_inbound_frame_size(MAX_FRAME_BYTES)
+}
+
+/// Says on every link that this node is there.
+async fn heartbeats(shared: Arc<Shared>) {
+    let mut beats = interval(shared.options.timing.heartbeat);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        shared.each_link(link::Link::heartbeat);
+    }
+}
+
+/// Dials an address again and again, as long as there is no link with who is there.
+async fn keep_dialling(address: String, shared: Arc<Shared>, server: ActorRef<NodeServerMessage>) {
+    let (first, longest) = (*shared.options.timing.retry.start(), *shared.options.timing.retry.end());
+    let mut pause = first;
+    let mut said = false;
+    loop {
+        match dial(&address, &shared, &server).await {
+            Ok(link) => {
+                let begun = Instant::now();
+                link.until_down().await;
+                // What did not last is no success.
+                pause = if begun.elapsed() > longest { first } else { pause };
+                said = false;
+            }
+            Err(ConnectError::Hello(HelloError::Refused(Refusal::Linked(peer)))) => {
+                if let Some(link) = shared.link_to(&peer.name) {
+                    link.until_down().await;
+                }
+                pause = first;
+            }
+            Err(ConnectError::Hello(HelloError::Refused(Refusal::Itself))) => return,
+            Err(error) => {
+                metrics::handshake_failed("outbound");
+                if said {
+                    debug!(address, error = %chain(&error), "cannot link with a node");
+                } else {
+                    warn!(address, error = %chain(&error), "cannot link with a node; trying on");
+                    said = true;
+                }
+            }
+        }
+        sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+        pause = (pause * 2).min(longest);
+    }
+}

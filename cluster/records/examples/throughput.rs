@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parlance_cluster_protocol::{Position, SessionKey, ShardId};
+use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId};
 use parlance_cluster_records::{Change, ChangeKind, LocalRecords, Order, RecordStore, Row};
 
 #[path = "../../../bin/parlance/src/allocator.rs"]
@@ -89,7 +89,7 @@ async fn write(store: &LocalRecords) -> Result<(), Box<dyn std::error::Error>> {
         slowest = slowest.max(start.elapsed());
         if number % BATCHES_PER_CHECKPOINT == 0 {
             let start = Instant::now();
-            store.put_checkpoint(ShardId(0), number.to_string().into()).await?;
+            store.put_checkpoint(ShardId(0), Offset(number), number.to_string().into()).await?;
             checkpoints.push(start.elapsed());
         }
     }

@@ -122,37 +122,27 @@ pub type StoredSession = (SessionKey, At<Bytes>);
 /// The record store: a view of the log's committed records, and never more than that. Losing it costs a replay; a
 /// stale one costs a longer replay.
 pub trait RecordStore: Send + Sync + 'static {
-    /// Applies changes in order. Repeating it, or coming late with an older position, changes nothing.
+    /// Applies changes. Repeating it, or coming late with an older position, changes nothing. Whoever reads a session's state finds everything
+    /// up to its position that this and earlier calls wrote: of a call that breaks off, states are the last.
     ///
     /// # Errors
     ///
     /// What keeps the store from serving; some of the changes may have been made.
     fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), RecordsError>>;
 
-    /// Stores a shard's checkpoint, durably, after everything written before it by this caller is durable.
+    /// Stores a checkpoint that covers a shard's log up to `upto`, durably, after everything written before it by this caller is durable. Where
+    /// several nodes share the store, one that covers less never replaces one that covers more, however late it comes: the log may have
+    /// been trimmed behind the latter.
     ///
     /// # Errors
     ///
     /// What keeps the store from serving; then either the old or the new checkpoint stands, with its rows.
-    fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>>;
-
-    /// Stores a checkpoint that covers the shard's log up to `upto`, as [`put_checkpoint`](Self::put_checkpoint) does. Where several nodes
-    /// share the store, one that covers less never replaces one that covers more, however late it comes: the log may have been
-    /// trimmed behind the latter.
-    ///
-    /// # Errors
-    ///
-    /// What keeps the store from serving; then either the old or the new checkpoint stands, with its rows.
-    fn put_checkpoint_upto(
+    fn put_checkpoint(
         &self,
         shard: ShardId,
         upto: Offset,
         checkpoint: Bytes,
-    ) -> BoxFuture<'_, Result<(), RecordsError>> {
-        // Nobody else writes to a store of one process.
-        let _ = upto;
-        self.put_checkpoint(shard, checkpoint)
-    }
+    ) -> BoxFuture<'_, Result<(), RecordsError>>;
 
     /// The shard's checkpoint; `None` before the first.
     ///

@@ -15,6 +15,8 @@ use directory::copy;
 use parlance_cluster_records::{LocalRecords, RecordStore, RecordsError};
 
 const RECORDS: u64 = 600;
+/// How often a live store is copied until the copy is of one moment.
+const COPIES: usize = 20;
 
 /// A store as a kill leaves it, with rows in tables and in the journal.
 async fn killed_store(dir: &Path) -> Result<(), Box<dyn Error>> {
@@ -24,7 +26,16 @@ async fn killed_store(dir: &Path) -> Result<(), Box<dyn Error>> {
         store.write(record(position)).await?;
     }
     checkpoint(&store, RECORDS - 1).await?;
-    Ok(copy(live.path(), dir)?)
+    // A kill takes all files at one moment; a copy does not, and the store's own threads may put new ones in place of old ones meanwhile.
+    for _ in 0..COPIES {
+        let trial = tempfile::tempdir()?;
+        let copied = copy(live.path(), dir).and_then(|()| copy(dir, trial.path()));
+        if copied.is_ok() && all_is_there(trial.path()).await.is_ok() {
+            return Ok(());
+        }
+        fs::remove_dir_all(dir)?;
+    }
+    Err("the store never rests".into())
 }
 
 fn files_below(dir: &Path) -> std::io::Result<Vec<PathBuf>> {

@@ -89,7 +89,7 @@ impl ShardState {
         let checkpoint = self.projected_to.encode();
         tokio::spawn(async move {
             let result = async {
-                services.records.put_checkpoint(shard, checkpoint).await?;
+                services.records.put_checkpoint(shard, upto, checkpoint).await?;
                 // Only what a durable checkpoint covers may be forgotten by the log.
                 services.log.trim(shard, upto).await?;
                 Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
+use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
 
 use super::Subject;
 use crate::{At, Change, ChangeKind, MAX_POSITION, Order, RecordStore, Row};
@@ -300,9 +300,12 @@ pub(super) async fn tenants_do_not_see_each_other(subject: &impl Subject) {
 pub(super) async fn checkpoints_are_kept_per_shard(subject: &impl Subject) {
     let session = chat("a");
     let store = subject.open().await;
-    for (shard, value) in [(0, "zero"), (1, "one"), (256, "many"), (u16::MAX, "last"), (1, "uno")] {
+    for (upto, (shard, value)) in (0..).zip([(0, "zero"), (1, "one"), (256, "many"), (u16::MAX, "last"), (1, "uno")]) {
         write(&store, [state(1, &session, "s")]).await;
-        store.put_checkpoint(ShardId(shard), value.into()).await.expect("a healthy store takes checkpoints");
+        store
+            .put_checkpoint(ShardId(shard), Offset(upto), value.into())
+            .await
+            .expect("a healthy store takes checkpoints");
     }
     drop(store);
     let store = subject.open().await;

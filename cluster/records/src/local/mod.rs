@@ -28,7 +28,7 @@ use std::{
 use bytes::Bytes;
 use fjall::{AbstractTree, PersistMode};
 use futures_util::{FutureExt, future::BoxFuture};
-use parlance_cluster_protocol::{Position, SessionKey, ShardId, TurnId};
+use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     task::spawn_blocking,
@@ -278,7 +278,13 @@ impl RecordStore for LocalRecords {
         .boxed()
     }
 
-    fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>> {
+    /// Nobody else writes to it, so the last one stands.
+    fn put_checkpoint(
+        &self,
+        shard: ShardId,
+        _upto: Offset,
+        checkpoint: Bytes,
+    ) -> BoxFuture<'_, Result<(), RecordsError>> {
         let shared = self.shared.clone();
         async move {
             let writing = shared.writing.clone().lock_owned().await;
@@ -346,11 +352,11 @@ mod tests {
         let dir = tempfile::tempdir().map_err(|error| RecordsError::Unavailable(error.to_string()))?;
         let store = LocalRecords::open(dir.path())?;
         store.write(state(1)).await?;
-        store.put_checkpoint(ShardId(3), "first".into()).await?;
+        store.put_checkpoint(ShardId(3), Offset(1), "first".into()).await?;
         store.shared.writing.lock().await.starved = true;
         store.write(state(2)).await?;
         assert!(!store.shared.writing.lock().await.starved);
-        store.put_checkpoint(ShardId(3), "second".into()).await?;
+        store.put_checkpoint(ShardId(3), Offset(2), "second".into()).await?;
         drop(store);
         let store = LocalRecords::open(dir.path())?;
         let found = store.session(&SessionKey::api("t", "a")).await?;

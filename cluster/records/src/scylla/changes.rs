@@ -32,8 +32,11 @@ pub(super) struct Mutation {
 pub(super) struct Plan {
     /// Statements that go together, each time to one partition of one table. They may be sent in any order.
     pub(super) batches: Vec<Vec<Mutation>>,
-    /// The newest erasure of each session. They come behind the rest, to find the turns that are to go.
+    /// The newest erasure of each session. They come behind the batches, to find the turns that are to go.
     pub(super) erasures: Vec<(SessionKey, Position)>,
+    /// The states of sessions. They come last: a state says that everything up to its position is there, and whoever finds it writes nothing
+    /// of that again.
+    pub(super) states: Vec<Vec<Mutation>>,
     /// What all of it takes on the wire, about.
     pub(super) bytes: u64,
 }
@@ -66,8 +69,9 @@ impl Plan {
                 }
             }
         }
-        let bytes = grouped.bytes;
-        Ok(Self { batches: grouped.into_batches(), erasures: erasures.into_iter().collect(), bytes })
+        let (bytes, states) = (grouped.bytes, std::mem::take(&mut grouped.states));
+        let states = states.into_iter().map(|mutation| vec![mutation]).collect();
+        Ok(Self { batches: grouped.into_batches(), erasures: erasures.into_iter().collect(), states, bytes })
     }
 }
 
@@ -77,7 +81,7 @@ fn put(grouped: &mut Grouped, position: Position, row: Row) {
         Row::Session { session, state } => {
             let (encoded, bucket) = (key(&session), bucket_of(&session));
             let values = vec![Bind::Bytes(encoded.clone()), Bind::Bytes(state), at.clone()];
-            grouped.add(Statement::PutState, encoded.clone(), Statement::PutState, values);
+            grouped.add_state(Mutation { statement: Statement::PutState, values });
             let names = [Bind::Text(session.tenant), Bind::Text(session.channel), Bind::Int(bucket)];
             let values = names.into_iter().chain([Bind::Bytes(encoded.clone()), at]).collect();
             grouped.add(Statement::PutListed, encoded, Statement::PutListed, values);
@@ -114,6 +118,7 @@ struct Grouped {
     /// By table, named by the statement that writes to it, and session. Nothing is lost where several sessions share a partition.
     partitions: BTreeMap<(Statement, Bytes), Vec<Mutation>>,
     alone: Vec<Mutation>,
+    states: Vec<Mutation>,
     bytes: u64,
 }
 
@@ -127,6 +132,11 @@ impl Grouped {
     fn add_alone(&mut self, mutation: Mutation) {
         self.bytes += mutation.bytes() as u64;
         self.alone.push(mutation);
+    }
+
+    fn add_state(&mut self, mutation: Mutation) {
+        self.bytes += mutation.bytes() as u64;
+        self.states.push(mutation);
     }
 
     fn into_batches(self) -> Vec<Vec<Mutation>> {
@@ -235,6 +245,20 @@ mod tests {
         assert_eq!(small.iter().map(Vec::len).collect::<Vec<_>>(), [64, 64, 64, 8]);
         let large = plan(vec![item(1, "a", 1, 1 << 20), item(1, "a", 2, 1 << 20)]).batches;
         assert_eq!(large.len(), 2, "what is larger goes alone");
+    }
+
+    #[test]
+    fn a_state_comes_behind_all_that_it_speaks_for() {
+        let session = SessionKey::api("t", "a");
+        let state = at(7, ChangeKind::Put(Row::Session { session: session.clone(), state: "s".into() }));
+        let turn = at(7, ChangeKind::Put(Row::Turn { session, turn: TurnId(1) }));
+        let Plan { batches, states, .. } = plan(vec![state, item(7, "a", 1, 1), turn]);
+        let of =
+            |batches: &[Vec<Mutation>]| batches.iter().flatten().map(|mutation| mutation.statement).collect::<Vec<_>>();
+        assert_eq!(of(&states), [Statement::PutState]);
+        let before = of(&batches);
+        assert_eq!(before.len(), 4, "{before:?}");
+        assert!(!before.contains(&Statement::PutState) && before.contains(&Statement::PutListed));
     }
 
     #[test]

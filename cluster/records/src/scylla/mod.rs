@@ -107,7 +107,7 @@ impl ScyllaRecords {
 
     async fn apply(&self, changes: Vec<Change>) -> Result<(), RecordsError> {
         let (begun, count) = (Instant::now(), changes.len() as u64);
-        let Plan { batches, erasures, bytes } = Plan::new(changes)?;
+        let Plan { batches, erasures, states, bytes } = Plan::new(changes)?;
         let all = |batches: Vec<Vec<Mutation>>| stream::iter(batches.into_iter().map(Ok));
         all(batches).try_for_each_concurrent(CONCURRENT, |batch| self.send(batch)).await?;
         let erasures = stream::iter(erasures.into_iter().map(Ok));
@@ -121,6 +121,7 @@ impl ScyllaRecords {
             Ok(())
         };
         erasures.try_for_each_concurrent(CONCURRENT_ERASURES, erase).await?;
+        all(states).try_for_each_concurrent(CONCURRENT, |batch| self.send(batch)).await?;
         metrics::batch_sent(begun.elapsed(), count, bytes);
         Ok(())
     }
@@ -218,16 +219,7 @@ impl RecordStore for ScyllaRecords {
         self.apply(changes).boxed()
     }
 
-    /// Takes the place of whatever checkpoint it finds: for a store that no other node writes to.
-    fn put_checkpoint(&self, shard: ShardId, checkpoint: Bytes) -> BoxFuture<'_, Result<(), RecordsError>> {
-        async move {
-            let next = self.read_checkpoint(shard).await?.map_or(0, |found| found.position.0 + 1);
-            self.write_checkpoint(shard, Position(next), checkpoint).await
-        }
-        .boxed()
-    }
-
-    fn put_checkpoint_upto(
+    fn put_checkpoint(
         &self,
         shard: ShardId,
         upto: Offset,

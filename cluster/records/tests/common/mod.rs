@@ -1,7 +1,7 @@
 //! What the tests of the embedded store share: one session whose items are numbered like the positions that wrote them.
 
 use bytes::Bytes;
-use parlance_cluster_protocol::{Position, SessionKey, ShardId};
+use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId};
 use parlance_cluster_records::{Change, ChangeKind, LocalOptions, LocalRecords, Order, RecordStore, RecordsError, Row};
 
 /// Small, so that rows soon lie in tables.
@@ -25,7 +25,7 @@ pub(crate) fn record(position: u64) -> Vec<Change> {
 
 /// Makes everything written so far durable; the checkpoint is the position reached.
 pub(crate) async fn checkpoint(store: &LocalRecords, position: u64) -> Result<(), RecordsError> {
-    store.put_checkpoint(ShardId(0), position.to_string().into()).await
+    store.put_checkpoint(ShardId(0), Offset(position), position.to_string().into()).await
 }
 
 /// How many records the store holds and the position of its checkpoint. It must hold the state as of one moment: all

@@ -14,7 +14,7 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-wgpu test-cuda check services services-stop bench bench-inference notices
+.PHONY: help run test test-servers test-wgpu test-cuda check services services-stop bench bench-inference notices
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +28,6 @@ run: ## Build, fetch the model and start a node at http://127.0.0.1:8080
 services: ## Install and start what the tests need (Debian 12; asks for root where needed)
 	@.ci/services build
 	@.ci/services test
-	@.ci/cassandra start
-
-services-stop: ## Stop what `make services` started
-	@.ci/cassandra stop
 
 services-stop: ## Stop the servers that `make services` started
 	@.ci/services stop
@@ -45,6 +41,10 @@ test: services ## Build everything and pass all tests
 	target/release/parlance model fetch all-minilm-l6-v2
 	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log
 	@.ci/count target/test.log
+
+# They take minutes and 3 GB of memory.
+test-servers: services ## Try the record store on three servers, one and two of them dead
+	$(CARGO) test --release -p parlance-cluster-records --test scylla -- --ignored
 
 # Software Vulkan takes minutes, and the features build burn anew: neither belongs to `make test`.
 test-wgpu: ## Compute the tests' models by wgpu, on Mesa's software Vulkan where there is no GPU

@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod platform;
 mod secret;
+mod stores;
 mod tls;
 
 use std::process::ExitCode;

@@ -9,8 +9,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parlance_actors_ingress::{Auth, IngressOptions, Listener};
 use parlance_actors_runtime::{Guards, ModelSpec, Node, NodeOptions};
-use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError};
-use parlance_cluster_records::LocalRecords;
 use rustls::ServerConfig;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +17,7 @@ use crate::{
     auth,
     config::Config,
     failure::{Failure, chain, one_line},
-    models, output, secret, tls,
+    models, output, secret, stores, tls,
 };
 
 /// How often the exporter forgets what no scrape has asked for.
@@ -84,13 +82,13 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     let listener = bind(config).await?;
     let address = listener.address();
     make_data_dir(&config.data)?;
-    let log = open_log(config)?;
-    let records = open_records(&config.data.join("records"))?;
+    let log = stores::open_log(config).await?;
+    let records = stores::open_records(config).await?;
     let user_secret = secret::load(&config.data.join("user-secret"))?;
     let node = Node::start(NodeOptions {
         node: config.node.name.clone(),
-        log: Arc::new(log),
-        records: Arc::new(records),
+        log,
+        records,
         models: checked.models,
         memory: config.limits.memory,
         sources: Some(models::sources(config)),
@@ -163,23 +161,6 @@ fn make_data_dir(data: &Path) -> Result<(), Failure> {
 fn sync_name(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(parent)?.sync_all()
-}
-
-fn open_log(config: &Config) -> Result<LocalLog, Failure> {
-    let directory = config.data.join("log");
-    let options = LocalLogOptions { shards: config.log_shards, ..LocalLogOptions::new(&directory) };
-    LocalLog::open(options).map_err(|error| match error {
-        LogError::InUse { .. } => Failure::failed(
-            format!("the data directory {} is in use by another process", config.data.display()),
-            "Stop that one, or choose another directory with --data",
-        ),
-        other => Failure::failed(chain(&other), "Check the directory, or choose another with --data"),
-    })
-}
-
-fn open_records(directory: &Path) -> Result<LocalRecords, Failure> {
-    LocalRecords::open(directory)
-        .map_err(|error| Failure::failed(chain(&error), "Check the directory, or choose another with --data"))
 }
 
 fn install_metrics() -> Result<PrometheusHandle, Failure> {

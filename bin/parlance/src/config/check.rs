@@ -25,7 +25,6 @@ use crate::{
 };
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
-const DEFAULT_SHARDS: i64 = 64;
 
 /// Names of nodes, zones and models go into file names, metrics and logs.
 const MAX_NAME_BYTES: usize = 64;
@@ -51,10 +50,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("cluster.id", "this version runs single nodes"),
     ("cluster.listen", "this version runs single nodes"),
     ("cluster.seeds", "this version runs single nodes"),
-    ("log.brokers", "this version has log.kind = \"local\" only"),
-    ("log.topic_prefix", "this version has log.kind = \"local\" only"),
-    ("records.contact_points", "this version has records.kind = \"local\" only"),
-    ("records.keyspace", "this version has records.kind = \"local\" only"),
     ("cache.url", "this version has cache.kind = \"local\" only"),
 ];
 
@@ -68,9 +63,9 @@ pub(super) fn check(layers: Layers, insecure: bool) -> Result<Config, Vec<String
     }
 }
 
-struct Reader {
+pub(super) struct Reader {
     settings: BTreeMap<Vec<String>, Setting>,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 impl Reader {
@@ -80,10 +75,9 @@ impl Reader {
         let data = self.directory("data", "--data", platform::default_data_dir);
         let model_dir = self.directory("model_dir", "--model-dir", platform::default_model_dir);
         let node = self.node();
-        let log_shards = self.integer("log.shards", DEFAULT_SHARDS, 1..=4_096) as u16;
-        for section in ["log.kind", "records.kind", "cache.kind"] {
-            self.one_of(section, &["local"]);
-        }
+        let log = self.log();
+        let records = self.records();
+        self.one_of("cache.kind", &["local"]);
         let models = self.models();
         let limits = self.limits();
         let api_key_file = self.text("auth.api_key_file").map(PathBuf::from);
@@ -99,7 +93,8 @@ impl Reader {
             data,
             model_dir,
             node,
-            log_shards,
+            log: log?,
+            records: records?,
             models,
             limits,
             api_key_file,
@@ -113,11 +108,11 @@ impl Reader {
         self.settings.iter().map(|(path, setting)| (path.join("."), setting.origin.to_string())).collect()
     }
 
-    fn setting(&self, key: &str) -> Option<&Setting> {
+    pub(super) fn setting(&self, key: &str) -> Option<&Setting> {
         self.settings.get(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
     }
 
-    fn text(&self, key: &str) -> Option<String> {
+    pub(super) fn text(&self, key: &str) -> Option<String> {
         match self.setting(key).map(|setting| &setting.raw) {
             Some(Raw::Text(text)) => Some(text.clone()),
             _ => None,
@@ -125,12 +120,12 @@ impl Reader {
     }
 
     /// Notes what is wrong with the value at `key`: the key, the value, where it was set, and the remedy.
-    fn wrong(&mut self, key: &str, value: impl std::fmt::Display, problem: &str, remedy: &str) {
+    pub(super) fn wrong(&mut self, key: &str, value: impl std::fmt::Display, problem: &str, remedy: &str) {
         let origin = self.setting(key).map_or(Origin::Default, |setting| setting.origin.clone());
         self.problems.push(format!("{key} = {value} ({origin}) {problem}. {remedy}"));
     }
 
-    fn integer(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
+    pub(super) fn integer(&mut self, key: &str, default: i64, range: RangeInclusive<i64>) -> i64 {
         let Some(Raw::Integer(value)) = self.setting(key).map(|setting| setting.raw.clone()) else { return default };
         if !range.contains(&value) {
             let remedy = format!("Choose a number from {} to {}", range.start(), range.end());
@@ -151,14 +146,14 @@ impl Reader {
         Duration::from_secs(self.integer(key, default.as_secs() as i64, 1..=DAY_S).unsigned_abs())
     }
 
-    fn list(&self, key: &str) -> Vec<String> {
+    pub(super) fn list(&self, key: &str) -> Vec<String> {
         match self.setting(key).map(|setting| &setting.raw) {
             Some(Raw::List(items)) => items.clone(),
             _ => Vec::new(),
         }
     }
 
-    fn one_of(&mut self, key: &str, choices: &[&str]) {
+    pub(super) fn one_of(&mut self, key: &str, choices: &[&str]) {
         if let Some(value) = self.text(key).filter(|value| !choices.contains(&value.as_str())) {
             let remedy = format!("Set {key} = \"{}\"", choices.join("\" or \""));
             self.wrong(key, format!("\"{value}\""), "is not in this version", &remedy);

@@ -7,6 +7,7 @@ mod check;
 mod layers;
 mod schema;
 mod show;
+mod stores;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
 use self::layers::Layers;
+pub(crate) use self::stores::{KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings};
 use crate::{
     failure::{Exit, Failure},
     models::ModelSource,
@@ -74,7 +76,8 @@ pub(crate) struct Config {
     pub(crate) data: PathBuf,
     pub(crate) model_dir: PathBuf,
     pub(crate) node: NodeConfig,
-    pub(crate) log_shards: u16,
+    pub(crate) log: LogConfig,
+    pub(crate) records: RecordsConfig,
     /// By the name that a model is served under. Never empty.
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,

@@ -17,11 +17,10 @@ fn rows(config: &Config) -> Vec<Row> {
         top("model_dir", json!(config.model_dir)),
         ("node".into(), "name", json!(config.node.name)),
         ("node".into(), "zone", json!(config.node.zone)),
-        ("log".into(), "kind", json!("local")),
-        ("log".into(), "shards", json!(config.log_shards)),
-        ("records".into(), "kind", json!("local")),
-        ("cache".into(), "kind", json!("local")),
     ];
+    rows.extend(config.log.rows().into_iter().map(|(key, value)| ("log".into(), key, value)));
+    rows.extend(config.records.rows().into_iter().map(|(key, value)| ("records".into(), key, value)));
+    rows.push(("cache".into(), "kind", json!("local")));
     for (name, model) in &config.models {
         let section = format!("models.{}", quoted(name));
         rows.push((section.clone(), "source", json!(model.source.to_string())));

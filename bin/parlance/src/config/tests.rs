@@ -76,7 +76,7 @@ fn unknown_variables_are_refused_and_an_orchestrators_own_are_left_alone() {
 #[test]
 fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
     let told = refused(
-        "listen = 'localhost'\n[node]\nname = 'a b'\n[log]\nkind = 'kafka'\nshards = 0\nbrokers = ['k:9092']\n\
+        "listen = 'localhost'\n[node]\nname = 'a b'\n[log]\nkind = 'rabbit'\nshards = 0\nbrokers = ['k:9092']\n\
          [limits]\nbody_bytes = -1\nturn_deadline_s = 'soon'\n[models.a]\nsource = 'x y'\nreplicas = 99\nprecision = 'int3'\ndevice = 'gpu'\n\
          kept_tokens = -1\nspeculation = 'on'\n\
          [tls]\ncert = '/c'",
@@ -85,10 +85,10 @@ fn every_wrong_value_is_told_at_once_with_key_value_and_remedy() {
         "listen = \"localhost\"",
         "is not an address. Write an IP address and a port",
         "node.name = \"a b\"",
-        "log.kind = \"kafka\"",
+        "log.kind = \"rabbit\"",
         "log.shards = 0",
         "from 1 to 4096",
-        "log.brokers",
+        "is for log.kind = \"kafka\". Set that, or remove it",
         "limits.body_bytes = -1",
         "`limits.turn_deadline_s` must be a whole number, not a string",
         "models.a.source = \"x y\"",
@@ -148,4 +148,53 @@ fn an_empty_section_is_the_model_of_that_name() {
     let sources = config.models.values().map(|model| model.source.to_string()).collect::<Vec<_>>();
     assert_eq!(sources, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
     assert!(load("[models.'a b']", &[], Overrides::default()).is_err());
+}
+
+const SHARED: &str = "[log]\nkind = 'kafka'\nbrokers = ['one:9092', 'two']\n\
+                      [records]\nkind = 'scylla'\ncontact_points = ['three']\n";
+
+#[test]
+fn the_log_and_the_records_can_be_in_servers() {
+    let config = load(SHARED, &[], Overrides::default()).expect("valid");
+    let LogConfig::Kafka(kafka) = &config.log else { panic!("{:?}", config.log) };
+    assert_eq!(kafka.brokers, ["one:9092", "two"]);
+    assert_eq!((&*kafka.topic_prefix, kafka.shards, kafka.replication), ("parlance", 64, 3));
+    assert_eq!((&kafka.tls, &kafka.user), (&None, &None));
+    let RecordsConfig::Scylla(scylla) = &config.records else { panic!("{:?}", config.records) };
+    assert_eq!((&*scylla.contact_points[0], &*scylla.keyspace, scylla.replication), ("three", "parlance", 3));
+    let secured =
+        SHARED.replace("[records]\n", "tls = true\nuser = 'u'\npassword_file = '/p'\n[records]\nca = '/ca'\n");
+    let shown = load(&secured, &[], Overrides::default()).expect("valid").to_toml();
+    for line in [
+        "kind = \"kafka\"",
+        "tls = true",
+        "user = \"u\"",
+        "password_file = \"/p\"",
+        "sasl = \"scram-sha-512\"",
+        "ca = \"/ca\"",
+    ] {
+        assert!(shown.contains(line), "no {line} in:\n{shown}");
+    }
+    let again = load(&shown, &[], Overrides::default()).expect("what is shown is a configuration");
+    assert_eq!(again.to_json(), load(&secured, &[], Overrides::default()).expect("valid").to_json());
+}
+
+#[test]
+fn half_of_a_server_is_told() {
+    for (text, told) in [
+        ("[log]\nkind = 'kafka'", "log.brokers = [] (default) names nobody"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a,b']", "log.brokers = \"a,b\""),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\ntopic_prefix = 'a/b'", "cannot begin a topic's name"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\ncert = '/c'", "log.cert and log.key go together"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\nuser = 'u'", "log.user and log.password_file go together"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\nuser = 'u'\npassword_file = '/p'\nsasl = 'plain'", "in the clear"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\nsasl = 'md5'", "Choose scram-sha-512, scram-sha-256 or plain"),
+        ("[records]\nkind = 'scylla'", "records.contact_points = [] (default) names nobody"),
+        ("[records]\nkeyspace = 'k'", "is for records.kind = \"scylla\""),
+        ("[records]\nkind = 'scylla'\ncontact_points = ['a']\nserver_name = 'b'", "no records.ca"),
+        ("[log]\nreplication = 3", "log.replication"),
+        ("[log]\nkind = 'kafka'\nbrokers = ['a']\nreplication = 0", "from 1 to 9"),
+    ] {
+        assert!(refused(text).contains(told), "{text}: {}", refused(text));
+    }
 }

@@ -16,12 +16,11 @@ mod dot;
 
 use half::f16;
 
-use self::dot::Panel;
 use crate::{
     halves::{self, SCALE_BYTES},
-    lines::Lines,
-    panels::{Output, PANEL, Product},
-    rows::{BLOCK, BLOCK_ROWS, QUAD},
+    packed::Packed,
+    panels::{Output, PANEL},
+    rows::{BLOCK, QUAD},
     scratch::Scratch,
 };
 
@@ -45,12 +44,7 @@ pub struct Block {
 
 /// A matrix of weights `[outputs, inputs]` in 4 bits.
 #[derive(Debug, Clone)]
-pub struct Int4Matrix {
-    inputs: usize,
-    outputs: usize,
-    /// `[panel][block][BLOCK_BYTES]`.
-    weights: Lines,
-}
+pub struct Int4Matrix(Packed<BLOCK_BYTES>);
 
 impl Int4Matrix {
     /// A matrix of zeros.
@@ -60,34 +54,33 @@ impl Int4Matrix {
     /// If `inputs` is not a multiple of [`BLOCK`].
     pub fn new(inputs: usize, outputs: usize) -> Self {
         assert!(inputs.is_multiple_of(BLOCK), "whole blocks");
-        Self { inputs, outputs, weights: Lines::new(Self::bytes_for(inputs, outputs)) }
+        Self(Packed::new(inputs, outputs))
     }
 
     /// What a matrix of so many inputs and outputs takes, in bytes.
     pub const fn bytes_for(inputs: usize, outputs: usize) -> usize {
-        outputs.div_ceil(PANEL) * inputs.div_ceil(BLOCK) * BLOCK_BYTES
+        Packed::<BLOCK_BYTES>::bytes_for(inputs, outputs)
     }
 
     /// How many values a row of activations has.
     pub fn inputs(&self) -> usize {
-        self.inputs
+        self.0.inputs()
     }
 
     /// How many values a row of results has.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        self.0.outputs()
     }
 
     /// What the weights take, in bytes.
     pub fn bytes(&self) -> usize {
-        self.weights.len()
+        self.0.bytes()
     }
 
     /// The panels, each to be filled with up to [`PANEL`] rows of blocks; in any order, on any thread.
     pub fn panels_mut(&mut self) -> impl rayon::iter::IndexedParallelIterator<Item = PanelMut<'_>> {
         use rayon::prelude::*;
-        let size = (self.inputs / BLOCK * BLOCK_BYTES).max(1);
-        self.weights.par_chunks_exact_mut(size).map(|weights| PanelMut { weights })
+        self.0.panels_mut().map(|weights| PanelMut { weights })
     }
 
     /// Row `output` of the weights, each value `quant · step + minimum` with two roundings, as ggml's reference has it.
@@ -96,10 +89,9 @@ impl Int4Matrix {
     ///
     /// If there is no such row, or `row` does not hold [`inputs`](Self::inputs) values.
     pub fn row(&self, output: usize, row: &mut [f32]) {
-        assert!(output < self.outputs && row.len() == self.inputs, "a row of the matrix");
-        let panel = self.panel(output / PANEL).weights;
-        let lane = output % PANEL;
-        for (block, values) in panel.chunks_exact(BLOCK_BYTES).zip(row.chunks_exact_mut(BLOCK)) {
+        assert_eq!(row.len(), self.inputs(), "room for a row");
+        let (blocks, lane) = self.0.blocks_of(output);
+        for (block, values) in blocks.iter().zip(row.chunks_exact_mut(BLOCK)) {
             let (step, minimum) =
                 (halves::scale(&block[QUANT_BYTES..], lane), halves::scale(&block[QUANT_BYTES + SCALE_BYTES..], lane));
             for (input, value) in values.iter_mut().enumerate() {
@@ -122,17 +114,7 @@ impl Int4Matrix {
         scratch: &mut Scratch,
         out: Output<'_>,
     ) {
-        scratch.rows.quantise(rows, self.inputs, fill);
-        let x = &scratch.rows;
-        let work = self.inputs * PANEL;
-        let product = Product { rows, outputs: self.outputs, work, block: BLOCK_ROWS };
-        product.compute(out, |number, rows, out| dot::multiply_panel(x, rows, self.panel(number), out));
-    }
-
-    fn panel(&self, number: usize) -> Panel<'_> {
-        let size = self.inputs / BLOCK * BLOCK_BYTES;
-        let (weights, next) = self.weights[number * size..].split_at(size);
-        Panel { weights, next: &next[..size.min(next.len())] }
+        self.0.multiply(rows, fill, scratch, out, dot::multiply_panel);
     }
 }
 

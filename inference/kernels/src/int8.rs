@@ -15,12 +15,11 @@ mod dot;
 
 use half::f16;
 
-use self::dot::Panel;
 use crate::{
     halves::{self, SCALE_BYTES},
-    lines::Lines,
-    panels::{Output, PANEL, Product},
-    rows::{self, BLOCK, BLOCK_ROWS, OFFSET, QUAD},
+    packed::Packed,
+    panels::{Output, PANEL},
+    rows::{self, BLOCK, OFFSET, QUAD},
     scratch::Scratch,
 };
 
@@ -31,46 +30,41 @@ const BLOCK_BYTES: usize = WEIGHT_BYTES + SCALE_BYTES;
 
 /// A matrix of weights `[outputs, inputs]` in 8 bits.
 #[derive(Debug, Clone)]
-pub struct Int8Matrix {
-    inputs: usize,
-    outputs: usize,
-    /// `[panel][block][BLOCK_BYTES]`.
-    weights: Lines,
-}
+pub struct Int8Matrix(Packed<BLOCK_BYTES>);
 
 impl Int8Matrix {
     /// A matrix of zeros. `inputs` may be any number: the last block is filled up with zeros.
     pub fn new(inputs: usize, outputs: usize) -> Self {
-        let mut weights = Lines::new(Self::bytes_for(inputs, outputs));
-        weights.chunks_exact_mut(BLOCK_BYTES).for_each(|block| block[..WEIGHT_BYTES].fill(OFFSET as u8));
-        Self { inputs, outputs, weights }
+        let mut packed = Packed::new(inputs, outputs);
+        packed.blocks_mut().for_each(|block: &mut [u8; BLOCK_BYTES]| block[..WEIGHT_BYTES].fill(OFFSET as u8));
+        Self(packed)
     }
 
     /// What a matrix of so many inputs and outputs takes, in bytes.
     pub const fn bytes_for(inputs: usize, outputs: usize) -> usize {
-        outputs.div_ceil(PANEL) * inputs.div_ceil(BLOCK) * BLOCK_BYTES
+        Packed::<BLOCK_BYTES>::bytes_for(inputs, outputs)
     }
 
     /// How many values a row of activations has.
     pub fn inputs(&self) -> usize {
-        self.inputs
+        self.0.inputs()
     }
 
     /// How many values a row of results has.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        self.0.outputs()
     }
 
     /// What the weights and their scales take, in bytes.
     pub fn bytes(&self) -> usize {
-        self.weights.len()
+        self.0.bytes()
     }
 
     /// The panels, each to be filled with up to [`PANEL`] rows of weights; in any order, on any thread.
     pub fn panels_mut(&mut self) -> impl rayon::iter::IndexedParallelIterator<Item = PanelMut<'_>> {
         use rayon::prelude::*;
-        let (inputs, size) = (self.inputs, self.panel_bytes().max(1));
-        self.weights.par_chunks_exact_mut(size).map(move |weights| PanelMut { inputs, weights })
+        let inputs = self.inputs();
+        self.0.panels_mut().map(move |weights| PanelMut { inputs, weights })
     }
 
     /// Row `output` of the weights as the products see it.
@@ -79,9 +73,9 @@ impl Int8Matrix {
     ///
     /// If there is no such row, or `row` does not hold [`inputs`](Self::inputs) values.
     pub fn row(&self, output: usize, row: &mut [f32]) {
-        assert!(output < self.outputs && row.len() == self.inputs, "a row of the matrix");
-        let (panel, lane) = (self.panel(output / PANEL), output % PANEL);
-        for (block, values) in panel.weights.chunks_exact(BLOCK_BYTES).zip(row.chunks_mut(BLOCK)) {
+        assert_eq!(row.len(), self.inputs(), "room for a row");
+        let (blocks, lane) = self.0.blocks_of(output);
+        for (block, values) in blocks.iter().zip(row.chunks_mut(BLOCK)) {
             let scale = halves::scale(&block[WEIGHT_BYTES..], lane);
             for (input, value) in values.iter_mut().enumerate() {
                 *value = (i32::from(block[place(input, lane)]) - OFFSET) as f32 * scale;
@@ -101,21 +95,7 @@ impl Int8Matrix {
         scratch: &mut Scratch,
         out: Output<'_>,
     ) {
-        scratch.rows.quantise(rows, self.inputs, fill);
-        let x = &scratch.rows;
-        let work = self.inputs.next_multiple_of(BLOCK) * PANEL;
-        let product = Product { rows, outputs: self.outputs, work, block: BLOCK_ROWS };
-        product.compute(out, |number, rows, out| dot::multiply_panel(x, rows, self.panel(number), out));
-    }
-
-    fn panel(&self, number: usize) -> Panel<'_> {
-        let size = self.panel_bytes();
-        let (weights, next) = self.weights[number * size..].split_at(size);
-        Panel { weights, next: &next[..size.min(next.len())] }
-    }
-
-    fn panel_bytes(&self) -> usize {
-        self.inputs.div_ceil(BLOCK) * BLOCK_BYTES
+        self.0.multiply(rows, fill, scratch, out, dot::multiply_panel);
     }
 }
 

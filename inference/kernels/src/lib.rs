@@ -20,6 +20,7 @@ pub mod int4;
 pub mod int8;
 pub mod linear;
 mod lines;
+mod packed;
 mod panels;
 mod rows;
 mod scratch;

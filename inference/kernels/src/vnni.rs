@@ -4,10 +4,12 @@ use std::{
     arch::x86_64::{
         __m512, __m512i, _mm256_loadu_si256, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_ps,
     },
+    ops::Range,
     slice::Chunks,
 };
 
 use crate::{
+    packed::Panel,
     panels::{PANEL, PanelOut},
     rows::QUAD,
     simd::{LANES, LINE},
@@ -21,10 +23,19 @@ pub(crate) fn is_there() -> bool {
     std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
-/// The part of `next` that one of so many tiles fetches.
-pub(crate) fn share(next: &[u8], tile: usize, tiles: usize) -> &[u8] {
-    let line = |tile: usize| next.len() / LINE * tile / tiles * LINE;
-    &next[line(tile)..line(tile + 1)]
+/// Tiles of at most so many rows, each with the panel that it is multiplied with and the part of the next one that it fetches. As even as
+/// possible: small tiles wait for their own sums.
+pub(crate) fn tiles(
+    rows: Range<usize>,
+    most: usize,
+    panel: Panel<'_>,
+) -> impl Iterator<Item = (Range<usize>, Panel<'_>)> {
+    let count = rows.len().div_ceil(most);
+    let first = move |tile: usize| rows.start + rows.len() * tile / count;
+    let line = move |tile: usize| panel.next.len() / LINE * tile / count * LINE;
+    (0..count).map(move |tile| {
+        (first(tile)..first(tile + 1), Panel { next: &panel.next[line(tile)..line(tile + 1)], ..panel })
+    })
 }
 
 /// Whole lines of `next`, to be fetched in so many steps.

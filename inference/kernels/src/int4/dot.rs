@@ -6,19 +6,11 @@ use std::ops::Range;
 use super::{BLOCK, BLOCK_BYTES, LARGEST, QUANT_BYTES};
 use crate::{
     halves::{self, SCALE_BYTES},
+    packed::Panel,
     panels::{PANEL, PanelOut},
     rows::{QUAD, Row, Rows},
     simd::vectorised,
 };
-
-/// Weights of a panel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Panel<'a> {
-    /// `[block][BLOCK_BYTES]`.
-    pub(super) weights: &'a [u8],
-    /// The weights that come next; they are fetched from memory while these are multiplied.
-    pub(super) next: &'a [u8],
-}
 
 /// Multiplies some rows with one panel.
 pub(super) fn multiply_panel(x: &Rows, rows: Range<usize>, panel: Panel<'_>, out: &mut PanelOut<'_>) {
@@ -88,7 +80,7 @@ mod vnni {
     use crate::{
         panels::PanelOut,
         simd::fetch,
-        vnni::{in_steps, put, quad, scales, share, weights},
+        vnni::{in_steps, put, quad, scales, tiles, weights},
     };
 
     /// Rows whose sums, of one block and of all, are in registers at once.
@@ -98,13 +90,9 @@ mod vnni {
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub(super) fn multiply_panel(x: &Rows, rows: Range<usize>, panel: Panel<'_>, out: &mut PanelOut<'_>) {
-        let tiles = rows.len().div_ceil(TILE_ROWS);
-        let mut first = rows.start;
-        for tile in 0..tiles {
-            // As even as possible: small tiles wait for their own sums.
-            let end = rows.start + rows.len() * (tile + 1) / tiles;
-            let panel = Panel { next: share(panel.next, tile, tiles), ..panel };
-            match end - first {
+        for (rows, panel) in tiles(rows, TILE_ROWS, panel) {
+            let first = rows.start;
+            match rows.len() {
                 1 => multiply_tile::<1>(x, first, panel, out),
                 2 => multiply_tile::<2>(x, first, panel, out),
                 3 => multiply_tile::<3>(x, first, panel, out),
@@ -112,7 +100,6 @@ mod vnni {
                 5 => multiply_tile::<5>(x, first, panel, out),
                 _ => multiply_tile::<TILE_ROWS>(x, first, panel, out),
             }
-            first = end;
         }
     }
 

@@ -38,23 +38,23 @@ fn multiply(matrix: &Int4Matrix, x: &[f32]) -> Vec<f32> {
 }
 
 fn multiply_with(matrix: &Int4Matrix, x: &[f32], scratch: &mut Scratch) -> Vec<f32> {
-    let rows = x.len() / matrix.inputs;
-    let mut out = vec![f32::NAN; rows * matrix.outputs];
-    matrix.multiply(rows, copied(x, matrix.inputs), scratch, Output::Set(&mut out));
+    let rows = x.len() / matrix.inputs();
+    let mut out = vec![f32::NAN; rows * matrix.outputs()];
+    matrix.multiply(rows, copied(x, matrix.inputs()), scratch, Output::Set(&mut out));
     out
 }
 
 /// The definition, panel by panel in plain code.
 fn reference(matrix: &Int4Matrix, x: &[f32]) -> Vec<f32> {
     let mut rows = Rows::default();
-    let count = x.len() / matrix.inputs;
-    rows.quantise(count, matrix.inputs, copied(x, matrix.inputs));
-    let mut out = vec![0.0; count * matrix.outputs];
-    for number in 0..matrix.outputs.div_ceil(PANEL) {
+    let count = x.len() / matrix.inputs();
+    rows.quantise(count, matrix.inputs(), copied(x, matrix.inputs()));
+    let mut out = vec![0.0; count * matrix.outputs()];
+    for number in 0..matrix.outputs().div_ceil(PANEL) {
         for row in 0..count {
-            let values = multiply_row(rows.row(row), matrix.panel(number));
-            let width = PANEL.min(matrix.outputs - number * PANEL);
-            out[row * matrix.outputs + number * PANEL..][..width].copy_from_slice(&values[..width]);
+            let values = multiply_row(rows.row(row), matrix.0.panel(number));
+            let width = PANEL.min(matrix.outputs() - number * PANEL);
+            out[row * matrix.outputs() + number * PANEL..][..width].copy_from_slice(&values[..width]);
         }
     }
     out
@@ -160,7 +160,7 @@ fn a_block_that_is_set_again_leaves_nothing_of_the_first() {
         matrix.panels_mut().for_each(|mut panel| panel.set(0, 0, &block(seed)));
     }
     let once = matrix_of(BLOCK, 1, |_, _| block(8));
-    assert_eq!(*matrix.weights, *once.weights);
+    assert_eq!(matrix.0.panel(0).weights, once.0.panel(0).weights);
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn used_memory_leaves_no_trace() {
     let (wide, narrow) = (matrix(192, 40), matrix(96, 40));
     let mut scratch = Scratch::default();
     for (matrix, rows) in [(&wide, 9), (&narrow, 3), (&wide, 1), (&narrow, 17), (&narrow, 2)] {
-        let x = values(rows * matrix.inputs, 4.0);
+        let x = values(rows * matrix.inputs(), 4.0);
         assert_eq!(bits(&multiply_with(matrix, &x, &mut scratch)), bits(&reference(matrix, &x)));
     }
 }

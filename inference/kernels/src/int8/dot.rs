@@ -6,19 +6,11 @@ use std::ops::Range;
 use super::{BLOCK, BLOCK_BYTES, WEIGHT_BYTES};
 use crate::{
     halves,
+    packed::Panel,
     panels::{PANEL, PanelOut},
     rows::{QUAD, Row, Rows},
     simd::vectorised,
 };
-
-/// Weights of a panel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Panel<'a> {
-    /// `[block][BLOCK_BYTES]`.
-    pub(super) weights: &'a [u8],
-    /// The weights that come next; they are fetched from memory while these are multiplied.
-    pub(super) next: &'a [u8],
-}
 
 /// Multiplies some rows with one panel.
 pub(super) fn multiply_panel(x: &Rows, rows: Range<usize>, panel: Panel<'_>, out: &mut PanelOut<'_>) {
@@ -86,7 +78,7 @@ mod vnni {
     use crate::{
         panels::PanelOut,
         simd::fetch,
-        vnni::{in_steps, put, quad, scales, share, weights},
+        vnni::{in_steps, put, quad, scales, tiles, weights},
     };
 
     /// Rows whose sums of one block are in registers at once.
@@ -96,23 +88,16 @@ mod vnni {
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub(super) fn multiply_panel(x: &Rows, rows: Range<usize>, panel: Panel<'_>, out: &mut PanelOut<'_>) {
-        let tiles = rows.len().div_ceil(TILE_ROWS);
-        let mut first = rows.start;
-        for tile in 0..tiles {
-            // As even as possible: small tiles wait for their own sums.
-            let end = rows.start + rows.len() * (tile + 1) / tiles;
-            let panel = Panel { next: share(panel.next, tile, tiles), ..panel };
-            match end - first {
+        for (rows, panel) in tiles(rows, TILE_ROWS, panel) {
+            let first = rows.start;
+            match rows.len() {
                 1 => multiply_tile::<1>(x, first, panel, out),
                 2 => multiply_tile::<2>(x, first, panel, out),
                 3 => multiply_tile::<3>(x, first, panel, out),
                 4 => multiply_tile::<4>(x, first, panel, out),
                 5 => multiply_tile::<5>(x, first, panel, out),
-                6 => multiply_tile::<6>(x, first, panel, out),
-                7 => multiply_tile::<7>(x, first, panel, out),
                 _ => multiply_tile::<TILE_ROWS>(x, first, panel, out),
             }
-            first = end;
         }
     }
 

@@ -11,7 +11,10 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, rustls::pki_types::CertificateDer};
+use tokio_rustls::{
+    TlsAcceptor, TlsConnector,
+    rustls::{CommonState, pki_types::CertificateDer},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -94,11 +97,7 @@ async fn welcome(
     let acceptor = TlsAcceptor::from(shared.options.tls.server.clone());
     let stream = timeout(limit, acceptor.accept(stream)).await.map_err(|_| ConnectError::Slow(limit))?;
     let stream = stream.map_err(ConnectError::Tls)?;
-    let shown = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .map(|shown| shown.iter().cloned().map(CertificateDer::into_owned).collect());
+    let shown = shown(stream.get_ref().1);
     agree(stream, shown, true, shared, server).await
 }
 
@@ -116,12 +115,14 @@ pub(super) async fn dial(
         connector.connect(shared.options.tls.server_name(), stream).await.map_err(ConnectError::Tls)
     };
     let stream = timeout(limit, connect).await.map_err(|_| ConnectError::Slow(limit))??;
-    let shown = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .map(|shown| shown.iter().cloned().map(CertificateDer::into_owned).collect());
+    let shown = shown(stream.get_ref().1);
     agree(stream, shown, false, shared, server).await
+}
+
+/// The certificates that the peer has shown.
+fn shown(connection: &CommonState) -> Option<Vec<CertificateDer<'static>>> {
+    let shown = connection.peer_certificates()?;
+    Some(shown.iter().cloned().map(CertificateDer::into_owned).collect())
 }
 
 /// Exchanges hellos and hands the connection on.

@@ -104,8 +104,8 @@ impl FrontState {
         let deadline = Instant::now() + Duration::from_millis(call.within_ms.into()).min(LONGEST_CALL);
         let Some(permits) = self.permits(call.payload.len()) else {
             metrics::call_refused();
-            let (link, failed) = (link.clone(), Failed { id: call.id, code: 0, reason: String::new() });
-            tokio::spawn(async move { link.send(Body::Failed(failed), deadline).await });
+            // At once or not at all: who floods us gets no task for each message.
+            link.send_now(Body::Failed(Failed { id: call.id, code: 0, reason: String::new() }));
             return;
         };
         let answer = self.shared.handler.call(&link.peer, call.kind, call.payload, deadline);

@@ -183,6 +183,13 @@ impl Link {
         }
     }
 
+    /// Sends if the peer has room now; else the message is dropped.
+    pub(super) fn send_now(&self, body: Body) {
+        if self.is_up() && self.reserve(body.weight()) {
+            let _ = self.put(Some(body));
+        }
+    }
+
     fn reserve(&self, weight: u64) -> bool {
         let fits = |sent: u64| {
             let under_way = sent.saturating_sub(self.acknowledged.load(Ordering::Acquire));

@@ -6,7 +6,6 @@ use std::{
 };
 
 use ractor_cluster::{NodeEventSubscription, node::NodeServerSessionInformation};
-use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{
@@ -32,8 +31,6 @@ pub(super) struct Shared {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) observer: Arc<dyn Observer>,
     table: Mutex<Table>,
-    /// A link has come or gone.
-    pub(super) changed: Notify,
 }
 
 #[derive(Default)]
@@ -46,7 +43,7 @@ struct Table {
 
 impl Shared {
     pub(super) fn new(options: Options, handler: Arc<dyn Handler>, observer: Arc<dyn Observer>) -> Self {
-        Self { options, handler, observer, table: Mutex::default(), changed: Notify::new() }
+        Self { options, handler, observer, table: Mutex::default() }
     }
 
     /// Our hello on a new connection.
@@ -116,7 +113,6 @@ impl Shared {
         metrics::link_up();
         info!(peer = %link.peer, version = link.version, "linked with a node");
         self.observer.up(&info_of(link));
-        self.changed.notify_waiters();
     }
 
     /// The link's connection is over, or never became one.
@@ -138,7 +134,6 @@ impl Shared {
             warn!(peer = %link.peer, "lost the link with a node");
             self.observer.down(&link.peer);
         }
-        self.changed.notify_waiters();
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -172,8 +167,12 @@ pub(super) struct Sessions(pub(super) Arc<Shared>);
 
 impl Sessions {
     fn link(&self, session: &NodeServerSessionInformation) -> Option<Arc<Link>> {
-        // Its own listener hands it connections that we have not agreed on; they have no label of ours.
-        let link = u64::from_str_radix(&session.peer_addr, 16).ok().and_then(|token| self.0.link_of(token));
+        u64::from_str_radix(&session.peer_addr, 16).ok().and_then(|token| self.0.link_of(token))
+    }
+
+    /// Its own listener hands it connections that we have not agreed on; they have no label of ours and are ended.
+    fn link_or_end(&self, session: &NodeServerSessionInformation) -> Option<Arc<Link>> {
+        let link = self.link(session);
         if link.is_none() {
             session.actor.stop(Some("not a link of ours".to_owned()));
         }
@@ -183,7 +182,7 @@ impl Sessions {
 
 impl NodeEventSubscription for Sessions {
     fn node_session_opened(&self, session: NodeServerSessionInformation) {
-        if let Some(link) = self.link(&session) {
+        if let Some(link) = self.link_or_end(&session) {
             link.carried_by(session.actor);
         }
     }
@@ -191,7 +190,7 @@ impl NodeEventSubscription for Sessions {
     fn node_session_authenticated(&self, _session: NodeServerSessionInformation) {}
 
     fn node_session_ready(&self, session: NodeServerSessionInformation) {
-        let Some(link) = self.link(&session) else { return };
+        let Some(link) = self.link_or_end(&session) else { return };
         let (shared, node) = (self.0.clone(), session.node_id);
         tokio::spawn(async move {
             for _ in 0..FRONT_LOOKS {
@@ -205,8 +204,7 @@ impl NodeEventSubscription for Sessions {
     }
 
     fn node_session_disconnected(&self, session: NodeServerSessionInformation) {
-        let link = u64::from_str_radix(&session.peer_addr, 16).ok().and_then(|token| self.0.link_of(token));
-        if let Some(link) = link {
+        if let Some(link) = self.link(&session) {
             self.0.ended(&link);
         }
     }

@@ -6,6 +6,7 @@ mod cli;
 mod client;
 mod config;
 mod failure;
+mod files;
 mod logs;
 mod models;
 mod node;

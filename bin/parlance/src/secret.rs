@@ -1,13 +1,12 @@
 //! The secret under which the names of users are hashed. Made once per data directory: with another one, stored hashes say nothing.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::File,
+    io::{self, Read as _},
     path::Path,
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, files};
 
 /// A secret of 256 bits.
 pub(crate) type Secret = [u8; 32];
@@ -40,15 +39,9 @@ fn read_whole(file: &mut File) -> io::Result<Secret> {
     }
 }
 
-/// The file has its name only once it is whole on the disk.
 fn make(path: &Path) -> io::Result<Secret> {
     let secret: Secret = rand::random();
-    let part = path.with_extension("part");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
-    file.write_all(&secret)?;
-    file.sync_all()?;
-    std::fs::rename(&part, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    files::write_whole(path, &secret)?;
     Ok(secret)
 }
 

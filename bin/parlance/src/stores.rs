@@ -12,6 +12,7 @@ use parlance_cluster_records::{
 use crate::{
     config::{Config, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings},
     failure::{Failure, chain, one_line},
+    files,
 };
 
 /// What a topic's name has behind its prefix.
@@ -86,7 +87,7 @@ async fn open_kafka(config: &Config, settings: &KafkaSettings) -> Result<KafkaLo
     };
     let log = KafkaLog::open(kafka).await.map_err(|error| Failure::failed(chain(&error), &remedy))?;
     if known.is_none() {
-        let written = fs::write(&remembered, log.topic_id());
+        let written = files::write_whole(&remembered, log.topic_id().as_bytes());
         written.map_err(|error| cannot_use(&remembered, &error))?;
     }
     Ok(log)

@@ -26,9 +26,14 @@ fn number(outcome: usize) -> Bytes {
     Bytes::from(format!("entry {outcome}"))
 }
 
+/// A new topic, or a broker that was away, may keep an append for longer than these logs wait.
 async fn until_it_appends(log: &KafkaLog) {
+    until_it_appends_to(log, ShardId(0)).await;
+}
+
+async fn until_it_appends_to(log: &KafkaLog, shard: ShardId) {
     until("an acknowledged append", async || {
-        matches!(append(log, ShardId(0), vec![Bytes::from_static(b"again")]).await[..], [AppendOutcome::At(_)])
+        matches!(append(log, shard, vec![Bytes::from_static(b"again")]).await[..], [AppendOutcome::At(_)])
     })
     .await;
 }
@@ -80,7 +85,7 @@ async fn a_hung_broker_gives_unknown_in_time_and_refuses_new_turns() {
     let broker = Broker::start();
     let config = hasty(&broker.address());
     let log = open(config.clone()).await;
-    append_one(&log, SHARD, "before").await;
+    until_it_appends_to(&log, SHARD).await;
     broker.signal("-STOP");
     let begun = Instant::now();
     let first = begin(&log, SHARD, vec![number(0), number(1)]);
@@ -118,6 +123,7 @@ async fn a_shard_that_lost_its_end_shuts_and_the_others_go_on() {
     let broker = Broker::start();
     let config = hasty(&broker.address());
     let (log, silent) = (open(config.clone()).await, open(config.clone()).await);
+    until_it_appends(&log).await;
     for shard in [SHARD, ShardId(2)] {
         append(&log, shard, (0..10).map(number).collect()).await;
         assert_eq!(read_all(&silent, shard).await.len(), 10);

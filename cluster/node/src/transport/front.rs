@@ -19,15 +19,13 @@ use tokio::{
 };
 
 use super::{
-    CallError, Failure,
+    CallError, Failure, MOST_CALLS,
     frame::{Body, Call, Failed, Frame, Reply},
     link::Link,
     metrics,
     shared::Shared,
 };
 
-/// Calls from other nodes that run at once.
-const MOST_CALLS: usize = 4_096;
 /// Bytes of payload that they hold together.
 const MOST_CALL_BYTES: usize = 64 * 1024 * 1024;
 /// What one permit stands for, in bytes.

@@ -18,14 +18,11 @@ use tokio::{
 };
 
 use super::{
-    CallError, WINDOW_BYTES,
+    CallError, MOST_PENDING, WINDOW_BYTES,
     frame::{Body, Call, Frame},
     front::FrontMessage,
 };
 use crate::identity::Incarnation;
-
-/// The most calls that wait for an answer on one link.
-const MOST_PENDING: usize = 16_384;
 
 type Waiting = oneshot::Sender<Result<Bytes, CallError>>;
 

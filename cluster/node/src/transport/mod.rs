@@ -1,4 +1,4 @@
-//! Links between nodes: ractor_cluster's sessions over connections of our own.
+//! [`Links`] between processes: ractor_cluster's sessions over connections of our own.
 //!
 //! ractor_cluster carries the frames and finds the peer's front actor. Everything that it lacks is here: mutual TLS and a hello within a time
 //! limit apart from accepting (`connect`, `hello`, [`tls`]), an end to silent connections (`guard`), calls that fail at once when their link
@@ -22,7 +22,7 @@ use std::{
     io,
     net::SocketAddr,
     ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -46,18 +46,16 @@ use self::{
     shared::{FRONTS, Sessions, Shared},
     tls::ClusterTls,
 };
-use crate::identity::{ClusterName, Incarnation, NodeName};
+use crate::{
+    identity::{ClusterName, Incarnation, NodeName},
+    links::{
+        CallError, Failure, HEARTBEAT, Handler, LinkInfo, Links, MAX_PAYLOAD_BYTES, MOST_CALLS, MOST_DIALLED,
+        MOST_LINKS, MOST_PENDING, Observer, RETRY, SILENCE, WINDOW_BYTES, check_size,
+    },
+};
 
 /// The versions of the frames between nodes that this build speaks.
 pub const VERSIONS: RangeInclusive<u32> = 1..=1;
-/// Links at once.
-pub const MOST_LINKS: usize = 256;
-/// The largest payload of one message, in bytes.
-pub const MAX_PAYLOAD_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes under way to one peer that it has not taken in yet.
-pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
-/// Addresses that are dialled.
-const MOST_DIALLED: usize = 1_024;
 /// What ractor_cluster reads at most at once: the largest payload and what is around it.
 const MAX_FRAME_BYTES: u64 = MAX_PAYLOAD_BYTES as u64 + 64 * 1024;
 
@@ -76,12 +74,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(3),
-            heartbeat: Duration::from_millis(250),
-            silence: Duration::from_millis(1_250),
-            retry: Duration::from_millis(50)..=Duration::from_secs(5),
-        }
+        Self { handshake: Duration::from_secs(3), heartbeat: HEARTBEAT, silence: SILENCE, retry: RETRY }
     }
 }
 
@@ -100,85 +93,6 @@ pub struct Options {
     pub versions: RangeInclusive<u32>,
     /// How fast it notices and tries again.
     pub timing: Timing,
-}
-
-/// Answers other nodes.
-pub trait Handler: Send + Sync + 'static {
-    /// Answers a call from `from`, until `deadline` or never. What `kind` it does not know it fails with a code of its own.
-    fn call(
-        &self,
-        from: &Incarnation,
-        kind: u32,
-        payload: Bytes,
-        deadline: Instant,
-    ) -> BoxFuture<'static, Result<Bytes, Failure>>;
-
-    /// Takes a message that nobody answers. Must not block.
-    fn cast(&self, from: &Incarnation, kind: u32, payload: Bytes);
-}
-
-/// Hears of links. Must not block.
-pub trait Observer: Send + Sync + 'static {
-    /// A link is up.
-    fn up(&self, link: &LinkInfo);
-    /// There is no link with this incarnation any more.
-    fn down(&self, peer: &Incarnation);
-    /// Something came from it.
-    fn heard(&self, peer: &Incarnation);
-}
-
-/// A link, as others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkInfo {
-    /// The other node.
-    pub peer: Incarnation,
-    /// The version that both agreed on.
-    pub version: u32,
-    /// Bytes that it has not taken in yet.
-    pub under_way_bytes: u64,
-}
-
-/// Why a handler did not answer.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{reason} (code {code})")]
-pub struct Failure {
-    /// The handler's own code, from 1.
-    pub code: u32,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum CallError {
-    /// There is no link; nothing was sent.
-    #[error("there is no link with that node")]
-    Unreachable,
-    /// The peer has no room; it has not begun.
-    #[error("that node is busy")]
-    Busy,
-    /// The payload is larger than [`MAX_PAYLOAD_BYTES`]; nothing was sent.
-    #[error("a payload of {bytes} bytes is more than the {MAX_PAYLOAD_BYTES} that a message may have")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-    },
-    /// No answer came in time; nobody knows whether it was done.
-    #[error("no answer came in time")]
-    TimedOut,
-    /// The link was lost; nobody knows whether it was done.
-    #[error("the link with that node was lost")]
-    LinkLost,
-    /// The peer's handler failed.
-    #[error(transparent)]
-    Failed(Failure),
-}
-
-impl CallError {
-    /// Whether the peer has certainly not begun: it may be asked again, or somebody else.
-    pub fn is_certain(&self) -> bool {
-        matches!(self, Self::Unreachable | Self::Busy | Self::TooLarge { .. })
-    }
 }
 
 /// Why a transport cannot start.
@@ -204,7 +118,8 @@ pub struct Transport {
     front: ActorRef<FrontMessage>,
     address: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
-    dialled: Mutex<HashMap<String, JoinHandle<()>>>,
+    /// Who keeps dialling which address. None: it has stopped.
+    dialled: Mutex<Option<HashMap<String, JoinHandle<()>>>>,
 }
 
 impl Transport {
@@ -235,7 +150,7 @@ impl Transport {
             tokio::spawn(accept(listener, shared.clone(), server.clone())),
             tokio::spawn(heartbeats(shared.clone())),
         ];
-        Ok(Self { shared, server, front, address, tasks, dialled: Mutex::default() })
+        Ok(Self { shared, server, front, address, tasks, dialled: Mutex::new(Some(HashMap::new())) })
     }
 
     /// Where other nodes reach it.
@@ -243,9 +158,16 @@ impl Transport {
         self.address
     }
 
-    /// Keeps a link with whoever is at `address`, a host and a port, until it is [forgotten](Self::forget). `false`: there are too many already.
-    pub fn dial(&self, address: &str) -> bool {
-        let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+    fn dialled(&self) -> MutexGuard<'_, Option<HashMap<String, JoinHandle<()>>>> {
+        self.dialled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Links for Transport {
+    /// An address is a host and a port.
+    fn dial(&self, address: &str) -> bool {
+        let mut dialled = self.dialled();
+        let Some(dialled) = dialled.as_mut() else { return false };
         if dialled.contains_key(address) {
             return true;
         }
@@ -257,61 +179,62 @@ impl Transport {
         true
     }
 
-    /// Dials that address no more. A link that is up stays.
-    pub fn forget(&self, address: &str) {
-        let task = self.dialled.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+    fn forget(&self, address: &str) {
+        let task = self.dialled().as_mut().and_then(|dialled| dialled.remove(address));
         task.inspect(JoinHandle::abort);
     }
 
-    /// The links that are up, by name.
-    pub fn links(&self) -> Vec<LinkInfo> {
+    fn links(&self) -> Vec<LinkInfo> {
         self.shared.links()
     }
 
-    /// Asks a node, and waits for its answer for so long at most.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`]; [`CallError::is_certain`] tells what was certainly not done.
-    pub async fn call(&self, to: &NodeName, kind: u32, payload: Bytes, within: Duration) -> Result<Bytes, CallError> {
-        check_size(&payload)?;
-        let link = self.shared.link_to(to).ok_or(CallError::Unreachable)?;
-        link.call(kind, payload, Instant::now() + within).await
+    fn call(
+        &self,
+        to: &NodeName,
+        kind: u32,
+        payload: Bytes,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, CallError>> {
+        let (shared, to) = (self.shared.clone(), to.clone());
+        Box::pin(async move {
+            check_size(&payload)?;
+            let link = shared.link_to(&to).ok_or(CallError::Unreachable)?;
+            link.call(kind, payload, Instant::now() + within).await
+        })
     }
 
-    /// Sends a message that nobody answers, as soon as the peer has room, `within` so long at most. It may get lost with its link.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`] if it was certainly not sent.
-    pub async fn cast(&self, to: &NodeName, kind: u32, payload: Bytes, within: Duration) -> Result<(), CallError> {
-        check_size(&payload)?;
-        let link = self.shared.link_to(to).ok_or(CallError::Unreachable)?;
-        link.send(frame::Body::Cast(frame::Cast { kind, payload }), Instant::now() + within).await
+    fn cast(
+        &self,
+        to: &NodeName,
+        kind: u32,
+        payload: Bytes,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<(), CallError>> {
+        let (shared, to) = (self.shared.clone(), to.clone());
+        Box::pin(async move {
+            check_size(&payload)?;
+            let link = shared.link_to(&to).ok_or(CallError::Unreachable)?;
+            link.send(frame::Body::Cast(frame::Cast { kind, payload }), Instant::now() + within).await
+        })
     }
 
-    /// Closes the link with a node, for instance one that the failure detector has given up.
-    pub fn cut(&self, peer: &NodeName, why: &str) {
+    fn cut(&self, peer: &NodeName, why: &str) {
         if let Some(link) = self.shared.link_to(peer) {
             link.close(why);
         }
     }
 
-    /// Closes all links and listens no more.
-    pub async fn stop(self) {
+    fn stop(&self) -> BoxFuture<'static, ()> {
         self.tasks.iter().for_each(JoinHandle::abort);
-        let dialled = std::mem::take(&mut *self.dialled.lock().unwrap_or_else(PoisonError::into_inner));
+        let dialled = self.dialled().take().unwrap_or_default();
         dialled.into_values().for_each(|task| task.abort());
+        let (server, front) = (self.server.clone(), self.front.clone());
         let limit = Some(self.shared.options.timing.handshake);
-        let _ = self.server.stop_and_wait(Some("the node stops".to_owned()), limit).await;
-        let _ = self.front.stop_and_wait(None, limit).await;
-    }
-}
-
-fn check_size(payload: &Bytes) -> Result<(), CallError> {
-    match payload.len() {
-        bytes if bytes > MAX_PAYLOAD_BYTES => Err(CallError::TooLarge { bytes }),
-        _ => Ok(()),
+        Box::pin(async move {
+            // Of actors that have stopped already it wants nothing.
+            let _ = server.stop_and_wait(Some("the node stops".to_owned()), limit).await;
+            let _ = front.stop_and_wait(None, limit).await;
+        })
     }
 }
 

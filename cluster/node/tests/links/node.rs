@@ -15,8 +15,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parlance_cluster_node::{
     identity::{BootId, Incarnation},
+    links::{CallError, Failure, Handler, LinkInfo, Links, Observer},
     transport::{
-        CallError, Failure, Handler, LinkInfo, Observer, Options, Timing, Transport,
+        Options, Timing, Transport,
         tls::{ClusterTls, TlsFiles},
     },
 };

@@ -1,6 +1,9 @@
 //! Links with other nodes: the port, and what is the same whatever carries them.
 //!
-//! `transport::Transport` links processes.
+//! `transport::Transport` links processes; what it promises is in `conformance`.
+
+#[doc(hidden)]
+pub mod conformance;
 
 use std::{ops::RangeInclusive, time::Duration};
 

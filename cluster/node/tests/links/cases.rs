@@ -23,6 +23,7 @@ type Case = (&'static str, fn());
 
 pub(crate) const ALL: &[Case] = &[
     ("nodes_link_and_call_each_other", nodes_link_and_call_each_other),
+    ("what_links_promise_is_kept", what_links_promise_is_kept),
     ("a_cut_link_is_noticed_by_both_and_mended", a_cut_link_is_noticed_by_both_and_mended),
     ("a_hung_peer_is_noticed_and_taken_back", a_hung_peer_is_noticed_and_taken_back),
     ("control_the_stock_transport_never_notices_a_hung_peer", control_the_stock_transport_never_notices_a_hung_peer),
@@ -64,6 +65,14 @@ fn nodes_link_and_call_each_other() {
     let slow = a.tell(&Order::Call { to: "b".to_owned(), kind: SLOW, payload: "1500".to_owned(), within_ms: 10_000 });
     assert!(a.call("b", ECHO, "quick", 5_000)["ms"].as_u64().expect("a time") < 1_000);
     assert_eq!(a.answer(slow)["bytes"], json!(4));
+}
+
+fn what_links_promise_is_kept() {
+    let fleet = Fleet::of(&["a", "b"]);
+    let (a, b) = pair(&fleet);
+    assert_eq!(a.ask(&Order::Check { with: "b".to_owned() }), json!("kept"));
+    b.until_linked(&["a"]);
+    assert_eq!(b.ask(&Order::Check { with: "a".to_owned() }), json!("kept"));
 }
 
 /// Begins a call that takes long, does something to the link, and tells how the call ended and after how long.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parlance_cluster_node::{
     identity::{BootId, Incarnation},
-    links::{CallError, Failure, Handler, LinkInfo, Links, Observer},
+    links::{CallError, Failure, Handler, LinkInfo, Links, Observer, conformance},
     transport::{
         Options, Timing, Transport,
         tls::{ClusterTls, TlsFiles},
@@ -79,35 +79,40 @@ pub(crate) enum Order {
     Taken,
     /// Resident memory, in KiB.
     Memory,
+    /// Checks what links promise, on the link to a node.
+    Check {
+        with: String,
+    },
 }
 
+#[derive(Default)]
 struct Answers {
     taken: AtomicU64,
+    checked: conformance::Peer,
 }
 
 impl Handler for Answers {
     fn call(
         &self,
-        _from: &Incarnation,
+        from: &Incarnation,
         kind: u32,
         payload: Bytes,
-        _deadline: Instant,
+        deadline: Instant,
     ) -> BoxFuture<'static, Result<Bytes, Failure>> {
-        Box::pin(async move {
-            match kind {
-                ECHO => Ok(payload),
-                SLOW => {
-                    let text = std::str::from_utf8(&payload).expect("text");
-                    sleep(Duration::from_millis(text.parse().expect("a number"))).await;
-                    Ok(payload)
-                }
-                kind => Err(Failure { code: 404, reason: format!("there is no kind {kind}") }),
-            }
-        })
+        match kind {
+            ECHO => Box::pin(async { Ok(payload) }),
+            SLOW => Box::pin(async move {
+                let text = std::str::from_utf8(&payload).expect("text");
+                sleep(Duration::from_millis(text.parse().expect("a number"))).await;
+                Ok(payload)
+            }),
+            kind => self.checked.call(from, kind, payload, deadline),
+        }
     }
 
-    fn cast(&self, _from: &Incarnation, _kind: u32, payload: Bytes) {
+    fn cast(&self, from: &Incarnation, kind: u32, payload: Bytes) {
         self.taken.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        self.checked.cast(from, kind, payload);
     }
 }
 
@@ -142,7 +147,7 @@ async fn guarded(setup: Setup) {
         versions: setup.versions.clone(),
         timing: Timing { silence, ..Timing::default() },
     };
-    let answers = Arc::new(Answers { taken: AtomicU64::new(0) });
+    let answers = Arc::<Answers>::default();
     let transport = Transport::start(options, answers.clone(), Arc::new(Nobody)).await.expect("it starts");
     write(&json!({ "address": transport.address() }));
     let transport = Arc::new(transport);
@@ -185,6 +190,10 @@ async fn obey(transport: &Transport, answers: &Answers, order: Order) -> Value {
         }).collect::<Vec<_>>()),
         Order::Taken => json!(answers.taken.load(Ordering::Relaxed)),
         Order::Memory => json!(memory_kib()),
+        Order::Check { with } => {
+            conformance::check_all(transport, &with.parse().expect("a name")).await;
+            json!("kept")
+        }
     }
 }
 

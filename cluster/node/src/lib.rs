@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`detector`] | which peers have gone silent |
 //! | [`identity`] | names of nodes and clusters, and which start of a node is meant |
-//! | [`links`] | links with other nodes: the port |
+//! | [`links`] | links with other nodes: the port, and a network of nodes in one process for tests |
 //! | [`lived`] | time as this process lived it |
 //! | [`membership`] | who is in the cluster |
 //! | [`placement`] | which node should own which shard, and which should be its hot standby |

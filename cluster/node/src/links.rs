@@ -1,9 +1,11 @@
 //! Links with other nodes: the port, and what is the same whatever carries them.
 //!
-//! `transport::Transport` links processes; what it promises is in `conformance`.
+//! `transport::Transport` links processes; [`Network`](network::Network) links nodes of one process, for tests.
+//! `conformance` runs on both.
 
 #[doc(hidden)]
 pub mod conformance;
+pub mod network;
 
 use std::{ops::RangeInclusive, time::Duration};
 

@@ -127,17 +127,6 @@ impl KafkaLog {
     pub fn topic_id(&self) -> &str {
         &self.inner.shared.topic.id
     }
-
-    /// Waits until the shard may have an entry at `from`: at once if it has, within a millisecond or so of its coming if nobody reads
-    /// behind it, and after a second in any case. For those who follow a shard, so that they need not ask all the time.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](ShardLog::read).
-    pub async fn arrival(&self, shard: ShardId, from: Offset) -> Result<(), LogError> {
-        self.inner.shared.gate(shard, from)?;
-        self.inner.reader.arrival(shard, from).await
-    }
 }
 
 impl Drop for KafkaLog {
@@ -180,6 +169,15 @@ impl ShardLog for KafkaLog {
         async move {
             self.inner.shared.gate(shard, Offset(0))?;
             bounds(&self.inner.shared, shard).await
+        }
+        .boxed()
+    }
+
+    /// Ends within a millisecond or so of the entry's coming, if nobody reads behind it.
+    fn arrival(&self, shard: ShardId, from: Offset) -> BoxFuture<'_, Result<(), LogError>> {
+        async move {
+            self.inner.shared.gate(shard, from)?;
+            self.inner.reader.arrival(shard, from).await
         }
         .boxed()
     }

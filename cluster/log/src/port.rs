@@ -1,11 +1,19 @@
+use std::time::Duration;
+
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use parlance_cluster_protocol::{Offset, ShardId};
+use tokio::time::{Instant, sleep};
 
 use crate::LogError;
 
 /// The largest entry that every log takes; a larger one is never written and its outcome stays unknown.
 pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
+
+/// How long [`ShardLog::arrival`] waits at most.
+pub(crate) const ARRIVAL: Duration = Duration::from_secs(1);
+/// How often a log that tells nobody of arrivals is asked for them.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What became of one appended entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +70,23 @@ pub trait ShardLog: Send + Sync + 'static {
     ///
     /// What keeps the log from serving.
     fn bounds(&self, shard: ShardId) -> BoxFuture<'_, Result<Bounds, LogError>>;
+
+    /// Waits until the shard may have an entry at `from`: for those who follow a shard, so that they need not ask all the time. Ends after
+    /// about a second in any case.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn arrival(&self, shard: ShardId, from: Offset) -> BoxFuture<'_, Result<(), LogError>> {
+        async move {
+            let until = Instant::now() + ARRIVAL;
+            while Instant::now() < until && self.bounds(shard).await?.end <= from {
+                sleep(LOOK_AGAIN).await;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
 
     /// Allows the log to forget the entries before `before`. It may keep more.
     ///

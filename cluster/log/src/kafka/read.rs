@@ -29,14 +29,12 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{Shared, blocking, bounds, context::Context, recent::Recent};
-use crate::{Bounds, LogError, StoredEntry};
+use crate::{Bounds, LogError, StoredEntry, port::ARRIVAL};
 
 /// A partition that nobody read for so long is read no more.
 const IDLE: Duration = Duration::from_secs(30);
 /// A reader looks again after so long, in case that nothing woke it.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long [`Reader::arrival`] waits.
-const ARRIVAL: Duration = Duration::from_secs(1);
 /// How many messages a consumer tells of itself at once.
 const MAX_EVENTS: usize = 100;
 /// Which offset a cursor has while it is moved: none.
@@ -268,7 +266,7 @@ impl Reader {
         }
     }
 
-    /// See [`KafkaLog::arrival`](super::KafkaLog::arrival).
+    /// See [`ShardLog::arrival`](crate::ShardLog::arrival).
     pub(super) async fn arrival(&self, shard: ShardId, from: Offset) -> Result<(), LogError> {
         // A second is the promise; no answer within it is as good.
         timeout(ARRIVAL, self.arrived(shard, from)).await.unwrap_or(Ok(()))

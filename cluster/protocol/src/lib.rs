@@ -8,6 +8,7 @@
 mod entry;
 mod error;
 mod ids;
+pub mod peer;
 mod record;
 mod session;
 mod wire;

@@ -225,7 +225,7 @@ mod tests {
             (Refusal::SessionBusy { queued: 8 }, 429, "session_busy"),
             (Refusal::QueueFull { open: 8 }, 429, "queue_full"),
             (Refusal::RateLimited("too many keys".into()), 429, "rate_limited"),
-            (Refusal::Overloaded { what: "turns", retry_after: Duration::from_millis(1) }, 503, "overloaded"),
+            (Refusal::Overloaded { what: "turns".into(), retry_after: Duration::from_millis(1) }, 503, "overloaded"),
             (Refusal::LogUnavailable("disk full".into()), 503, "log_unavailable"),
             (Refusal::RecordsUnavailable("io".into()), 503, "records_unavailable"),
             (Refusal::Draining, 503, "draining"),

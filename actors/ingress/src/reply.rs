@@ -179,7 +179,7 @@ impl Reply {
         }
         self.tries += 1;
         sleep(FIRST_PAUSE.saturating_mul(1 << self.tries.min(10)).min(LONGEST_PAUSE)).await;
-        if let Ok(Some(stream)) = home.sessions.watch(&home.session, self.turn, 0).await {
+        if let Ok(Some(stream)) = home.sessions.watch(&home.session, self.turn).await {
             self.stream = stream;
             self.position = 0;
         } else if let Ok(Some(session)) = home.sessions.find_turn(&home.session.tenant, self.turn).await {

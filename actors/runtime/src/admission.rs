@@ -59,7 +59,7 @@ impl Admission {
         }
         let mut counts = self.0.counts();
         if counts.open >= self.0.node_limit {
-            return Err(Refusal::Overloaded { what: self.0.what, retry_after: Duration::from_secs(1) });
+            return Err(Refusal::Overloaded { what: self.0.what.into(), retry_after: Duration::from_secs(1) });
         }
         let open = counts.tenants.get(tenant).copied().unwrap_or(0);
         if open >= self.0.tenant_limit {

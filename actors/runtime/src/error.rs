@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use parlance_actors_dialogue::DialogueError;
 use parlance_cluster_log::{LogError, ownership::StepDown};
@@ -75,7 +75,7 @@ pub enum Refusal {
     #[error("this node is at its limit: {what}")]
     Overloaded {
         /// Which bound.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// When a try is likely to succeed.
         retry_after: Duration,
     },
@@ -88,6 +88,9 @@ pub enum Refusal {
     /// The node is about to stop.
     #[error("this node is draining")]
     Draining,
+    /// The session's shard is not this node's at the moment. Told to nobody outside: whoever asks looks for the owner.
+    #[error("the session's shard is moving")]
+    NotHere,
     /// The session failed again and again and is set aside; a restart of the node brings it back.
     #[error("the session {0} failed repeatedly and is parked")]
     Parked(SessionKey),
@@ -122,7 +125,7 @@ impl Refusal {
             Self::RateLimited(_) => "rate_limited",
             Self::QueueFull { .. } | Self::Engine(EngineError::QueueFull { .. }) => "queue_full",
             Self::ModelNotReady { .. } | Self::Overloaded { .. } => "overloaded",
-            Self::LogUnavailable(_) => "log_unavailable",
+            Self::LogUnavailable(_) | Self::NotHere => "log_unavailable",
             Self::RecordsUnavailable(_) => "records_unavailable",
             Self::Draining => "draining",
             Self::Parked(_) => "session_parked",

@@ -7,6 +7,7 @@
 mod admission;
 mod checkpoint;
 mod clock;
+mod cluster;
 mod error;
 mod guarded;
 mod limits;
@@ -17,13 +18,16 @@ mod models;
 mod node;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod request;
 mod session;
 mod sessions;
 mod shard;
+mod shard_supervisor;
 mod shards;
 mod supervisor;
 mod turn;
 
+pub use cluster::{ClusterOptions, ClusterRefusal, ClusterView, Connect, NodeSeen, ShardSeen};
 pub(crate) use error::ShardError;
 pub use error::{Refusal, StartError};
 pub use limits::Limits;

@@ -53,6 +53,16 @@ pub fn describe() {
     describe_gauge!("parlance_shards_owned", Unit::Count, "Shards that this node owns");
     describe_counter!("parlance_shard_moves_total", Unit::Count, "Shards that changed hands, by cause");
     describe_gauge!("parlance_sessions", Unit::Count, "Sessions in memory, by state");
+    describe_counter!(
+        "parlance_node_suspicions_total",
+        Unit::Count,
+        "Suspicions of other nodes that began, and those of them that were false"
+    );
+    describe_counter!(
+        "parlance_peer_messages_refused_total",
+        Unit::Count,
+        "Messages of other nodes that could not be used, by kind"
+    );
     describe_counter!("parlance_actor_restarts_total", Unit::Count, "Actors that were restarted, by kind");
 }
 
@@ -120,4 +130,14 @@ pub(crate) fn shard_left() {
 
 pub(crate) fn actor_restarted(actor: &'static str) {
     counter!("parlance_actor_restarts_total", "actor" => actor).increment(1);
+}
+
+/// Suspicions so far: the false ones are those that ended with a heartbeat.
+pub(crate) fn suspicions(counts: parlance_cluster_node::detector::Counts) {
+    counter!("parlance_node_suspicions_total", "outcome" => "begun").absolute(counts.begun);
+    counter!("parlance_node_suspicions_total", "outcome" => "false").absolute(counts.falsely);
+}
+
+pub(crate) fn peer_message_refused(kind: &'static str) {
+    counter!("parlance_peer_messages_refused_total", "kind" => kind).increment(1);
 }

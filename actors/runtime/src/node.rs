@@ -7,8 +7,8 @@ mod stateless;
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,10 @@ use std::{
 use parlance_actors_dialogue as dialogue;
 use parlance_actors_guard::Guards;
 use parlance_cluster_log::ShardLog;
-use parlance_cluster_protocol::TurnId;
+use parlance_cluster_protocol::{
+    ShardId, TurnId,
+    peer::{MoveShard, Wish},
+};
 use parlance_cluster_records::RecordStore;
 use parlance_inference_gateway::{ModelListing, ModelRegistry, ModelState};
 use ractor::{Actor, ActorRef};
@@ -36,9 +39,11 @@ use crate::{
     Limits, ModelMemory, ModelSpec, Sessions, StartError,
     admission::Admission,
     clock::{Clock, as_millis},
+    cluster::{ClusterOptions, ClusterRefusal, ClusterServices, ClusterView, Remote, ShardNews},
     metrics,
     model_manager::ModelManagerArguments,
     models::Models,
+    shard_supervisor::ShardSupervisorMessage,
     shards::ShardTable,
     supervisor::{Supervisor, SupervisorMessage},
 };
@@ -64,11 +69,19 @@ pub struct NodeOptions {
     pub guards: Guards,
     /// Its bounds.
     pub limits: Limits,
+    /// How it takes part in a cluster; absent for a node that is alone with its log.
+    pub cluster: Option<ClusterOptions>,
 }
 
 /// What every actor of a node works with.
 pub(crate) struct Services {
     pub(crate) node: String,
+    /// Under which name it claims shards: in a cluster, of which start of the node.
+    pub(crate) claim_name: String,
+    /// Absent for a node that is alone.
+    pub(crate) cluster: Option<ClusterServices>,
+    /// The living incarnation of the shards' supervisor.
+    shard_supervisor: RwLock<Option<ActorRef<ShardSupervisorMessage>>>,
     pub(crate) log: Arc<dyn ShardLog>,
     pub(crate) records: Arc<dyn RecordStore>,
     pub(crate) models: Models,
@@ -82,6 +95,32 @@ pub(crate) struct Services {
     pub(crate) census: Census,
     /// How many shards may be writing their records' views at once.
     pub(crate) projections: Semaphore,
+}
+
+impl Services {
+    pub(crate) fn is_clustered(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// The way to sessions of other nodes.
+    pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
+        self.cluster.as_ref().map(|cluster| &cluster.remote)
+    }
+
+    /// Tells the cluster's actor, if there is one, what became of a shard's actor.
+    pub(crate) fn tell_of(&self, shard: ShardId, news: ShardNews) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tell_of(shard, news);
+        }
+    }
+
+    pub(crate) fn set_shard_supervisor(&self, supervisor: ActorRef<ShardSupervisorMessage>) {
+        *self.shard_supervisor.write().unwrap_or_else(PoisonError::into_inner) = Some(supervisor);
+    }
+
+    pub(crate) fn shard_supervisor(&self) -> Option<ActorRef<ShardSupervisorMessage>> {
+        self.shard_supervisor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How many sessions there are in memory, over all shards.
@@ -131,7 +170,9 @@ pub struct Node {
     root: ActorRef<SupervisorMessage>,
     /// Whether the tree has ended.
     ended: watch::Receiver<bool>,
-    boot: TurnId,
+    boot: String,
+    /// Whether it gives up its shards in order to end.
+    leaving: Arc<AtomicBool>,
 }
 
 /// Whether the node takes traffic.
@@ -187,8 +228,16 @@ impl Node {
             registry.set_state(&model.name, ModelState::Loading { percent: 0 });
         }
         let limits = options.limits;
+        let boot = match &options.cluster {
+            Some(cluster) => cluster.me.boot.to_string(),
+            None => TurnId(rand::random()).to_string(),
+        };
+        let cluster = options.cluster.as_ref().map(ClusterServices::new);
         let services = Arc::new(Services {
+            claim_name: cluster.as_ref().map_or_else(|| options.node.clone(), |cluster| cluster.me.clone()),
             node: options.node,
+            cluster,
+            shard_supervisor: RwLock::default(),
             log: options.log,
             records: options.records,
             models: Models::new(registry, limits.model_wait),
@@ -209,7 +258,8 @@ impl Node {
             drain: services.limits.model_drain,
             models: services.models.clone(),
         };
-        let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models };
+        let cluster = options.cluster;
+        let arguments = RootArguments { services: services.clone(), shards: shards.clone(), models, cluster };
         let (root, running) = Supervisor::spawn(None, Supervisor, root::supervisor(arguments)).await?;
         let (end, ended) = watch::channel(false);
         tokio::spawn(async move {
@@ -218,7 +268,7 @@ impl Node {
             end.send_replace(true);
         });
         let sessions = Sessions::new(services.clone(), shards.clone());
-        Ok(Self { services, shards, sessions, root, ended, boot: TurnId(rand::random()) })
+        Ok(Self { services, shards, sessions, root, ended, boot, leaving: Arc::default() })
     }
 
     /// The durable sessions.
@@ -238,7 +288,7 @@ impl Node {
 
     /// Fresh at every start: tells two lives of one name apart.
     pub fn boot(&self) -> String {
-        self.boot.to_string()
+        self.boot.clone()
     }
 
     /// Whether it takes traffic, and why not.
@@ -247,9 +297,9 @@ impl Node {
         if self.is_draining() {
             reasons.push("the node is draining".to_owned());
         }
-        let (owned, all) = self.shards.owned();
-        if owned < all {
-            reasons.push(format!("{} of {all} shards have no owner yet", all - owned));
+        let (_, unowned, all) = self.shards.counts();
+        if unowned > 0 {
+            reasons.push(format!("{unowned} of {all} shards have no owner yet"));
         }
         reasons.extend(self.services.log.admission().err().map(|error| error.to_string()));
         reasons.extend(self.models().missing().iter().map(ToString::to_string));
@@ -258,7 +308,7 @@ impl Node {
 
     /// For the operator.
     pub fn status(&self) -> NodeStatus {
-        let (shards_owned, shards) = self.shards.owned();
+        let (shards_owned, _, shards) = self.shards.counts();
         NodeStatus {
             node: self.services.node.clone(),
             boot: self.boot(),
@@ -283,16 +333,57 @@ impl Node {
 
     /// Whether [`drain`](Self::drain) was called.
     pub fn is_draining(&self) -> bool {
-        self.services.turns.is_draining()
+        self.leaving.load(Ordering::Relaxed)
     }
 
-    /// Ends the node: refuses new turns at once, lets running ones finish, writes everything into the record store, stops. What is
-    /// still running at the deadline is cut; durable turns go on at the next start.
+    /// The cluster as this node sees it; `None` for a node that is alone.
+    pub fn cluster(&self) -> Option<Arc<ClusterView>> {
+        self.services.cluster.as_ref().map(ClusterServices::view)
+    }
+
+    /// Has a node of the cluster give up its shards, or take some again. Happens in the background.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    pub async fn drain_node(&self, name: &str, drain: bool) -> Result<(), ClusterRefusal> {
+        let cluster = self.services.cluster.as_ref().ok_or(ClusterRefusal::Alone)?;
+        cluster.wish(name, Wish::Drain(drain)).await
+    }
+
+    /// Has a shard handed over to a node. Happens in the background; what unbalances the cluster does not last.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    pub async fn move_shard(&self, shard: u32, to: &str) -> Result<(), ClusterRefusal> {
+        let cluster = self.services.cluster.as_ref().ok_or(ClusterRefusal::Alone)?;
+        let view = cluster.view();
+        let last = self.services.log.shards() - 1;
+        let seen = view.shards.get(shard as usize).ok_or(ClusterRefusal::NoSuchShard { shard, last })?;
+        if !view.nodes.iter().any(|node| node.name == to) {
+            let known = view.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>().join(", ");
+            return Err(ClusterRefusal::NoSuchNode { name: to.to_owned(), known });
+        }
+        let owner = seen.owner.as_ref().ok_or_else(|| ClusterRefusal::NotNow(format!("shard {shard} has no owner")))?;
+        if owner == to {
+            return Ok(());
+        }
+        cluster.wish(owner, Wish::Move(MoveShard { shard, to: to.to_owned() })).await
+    }
+
+    /// Ends the node. In a cluster it hands its shards over first, and goes on serving meanwhile. Then it refuses new turns, lets running ones
+    /// finish, writes everything into the record store, stops. What is still running at the deadline is cut; durable turns go on at the
+    /// next start, or on other nodes.
     pub async fn drain(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
+        self.leaving.store(true, Ordering::Relaxed);
+        if let Some(cluster) = &self.services.cluster {
+            self.hand_shards_over(cluster, until).await;
+        }
         self.services.turns.start_draining();
         self.services.stateless.start_draining();
-        while Instant::now() < until && self.services.turns.open() + self.services.stateless.open() > 0 {
+        while Instant::now() < until && self.busy() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         for shard in self.shards.actors() {
@@ -303,7 +394,29 @@ impl Node {
         while Instant::now() < until && !self.shards.actors().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        if let Some(cluster) = &self.services.cluster {
+            cluster.leave().await;
+        }
         self.root.stop(Some("drained".into()));
+    }
+
+    /// Whether anybody waits for an answer from this node.
+    fn busy(&self) -> bool {
+        let watched = self.services.remote().is_some_and(|remote| remote.is_watched());
+        watched || self.services.turns.open() + self.services.stateless.open() > 0
+    }
+
+    async fn hand_shards_over(&self, cluster: &ClusterServices, until: Instant) {
+        if cluster.drain_here(true).await.is_err() {
+            return;
+        }
+        let others = || {
+            let view = cluster.view();
+            view.nodes.iter().any(|node| !node.is_self && node.standing == "alive" && node.duty == "serving")
+        };
+        while Instant::now() < until && others() && !self.shards.owners().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

@@ -11,104 +11,17 @@ mod stream;
 use std::{collections::HashMap, sync::Arc};
 
 use parlance_actors_dialogue::{Caller, Command, Dialogue, DialogueError, RequestId, Tag, ViewChange};
-use parlance_cluster_protocol::{
-    BodyHash, ItemsAdded, SessionKey, SessionOpened, SessionUpdated, TimestampMs, TurnAccepted, TurnId, UserHash,
-};
+use parlance_cluster_protocol::{SessionKey, TimestampMs, TurnAccepted, TurnId, UserHash};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SpawnErr, SupervisionEvent};
-use tokio::sync::oneshot;
 
 use self::{generation::Generation, stream::OpenStream};
 use crate::{
-    AcceptedTurn, Refusal, TurnStream,
+    Refusal,
     admission::Permit,
     node::Services,
+    request::{Reply, SessionAnswer, SessionCommand, SessionRequest, Submit},
     shard::{Committed, ShardMessage},
 };
-
-/// Where a command's answer goes. A dropped port means that the session died before it answered.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
-
-/// Something a client asks of a session.
-pub(crate) enum SessionCommand {
-    Submit {
-        turn: Box<TurnAccepted>,
-        user: Option<UserHash>,
-        create: bool,
-        behind: Option<u64>,
-        /// Of what it asks, for the model to say whether it has room.
-        prompt_tokens: u32,
-        permit: Permit,
-        reply: Reply<AcceptedTurn>,
-    },
-    BindKey {
-        body_hash: BodyHash,
-        target: SessionKey,
-        turn: TurnId,
-        expires_at: TimestampMs,
-        reply: Reply<BoundKey>,
-    },
-    Open {
-        opened: SessionOpened,
-        user: Option<UserHash>,
-        reply: Reply<()>,
-    },
-    Update {
-        updated: SessionUpdated,
-        user: Option<UserHash>,
-        reply: Reply<()>,
-    },
-    AddItems {
-        added: ItemsAdded,
-        user: Option<UserHash>,
-        reply: Reply<()>,
-    },
-    Delete {
-        user: Option<UserHash>,
-        reply: Reply<()>,
-    },
-    /// Answers whether the turn was open.
-    Stop {
-        turn: Option<TurnId>,
-        reply: Reply<bool>,
-    },
-    /// Answers `None` if the turn is not open.
-    Watch {
-        turn: TurnId,
-        after: usize,
-        reply: Reply<Option<TurnStream>>,
-    },
-}
-
-/// What an idempotency key stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BoundKey {
-    pub(crate) target: SessionKey,
-    pub(crate) turn: TurnId,
-    /// Whether it was bound just now, to the request's own turn.
-    pub(crate) first: bool,
-}
-
-impl SessionCommand {
-    /// Answers without handing it to the session.
-    pub(crate) fn refuse(self, refusal: Refusal) {
-        // A caller that is gone needs no answer.
-        match self {
-            Self::Submit { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::BindKey { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Open { reply, .. }
-            | Self::Update { reply, .. }
-            | Self::AddItems { reply, .. }
-            | Self::Delete { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Stop { reply, .. } => drop(reply.send(Err(refusal))),
-            Self::Watch { reply, .. } => drop(reply.send(Err(refusal))),
-        }
-    }
-
-    /// Whether it leads to records.
-    pub(crate) fn makes_records(&self) -> bool {
-        !matches!(self, Self::Stop { .. } | Self::Watch { .. })
-    }
-}
 
 pub(crate) enum SessionMessage {
     Command(SessionCommand),
@@ -155,9 +68,9 @@ impl Session {
 
 /// Who waits for the effect that answers a request.
 enum Waiting {
-    Submit { reply: Reply<AcceptedTurn>, permit: Permit },
-    Bind(Reply<BoundKey>),
-    Done(Reply<()>),
+    Submit { reply: Reply, permit: Option<Permit> },
+    Bind(Reply),
+    Done(Reply),
 }
 
 pub(crate) struct SessionState {
@@ -253,8 +166,9 @@ impl SessionState {
             self.myself.stop(Some("the session could not be loaded".into()));
             return Ok(());
         }
-        match command {
-            SessionCommand::Submit { turn, user, create, behind, prompt_tokens, permit, reply } => {
+        let SessionCommand { request, permit, reply } = command;
+        match request {
+            SessionRequest::Submit(Submit { turn, user, create, behind, prompt_tokens }) => {
                 if let Err(refusal) = self.check_room(&turn, prompt_tokens) {
                     // A caller that is gone needs no answer.
                     let _gone = reply.send(Err(refusal));
@@ -263,7 +177,7 @@ impl SessionState {
                 let submit = |caller| Command::Submit { caller, turn, create, behind };
                 self.ask(Waiting::Submit { reply, permit }, user, submit)
             }
-            SessionCommand::BindKey { body_hash, target, turn, expires_at, reply } => {
+            SessionRequest::BindKey { body_hash, target, turn, expires_at } => {
                 self.ask(Waiting::Bind(reply), None, |caller| Command::BindKey {
                     caller,
                     body_hash,
@@ -272,21 +186,21 @@ impl SessionState {
                     expires_at,
                 })
             }
-            SessionCommand::Open { opened, user, reply } => {
+            SessionRequest::Open { opened, user } => {
                 self.ask(Waiting::Done(reply), user, |caller| Command::Open { caller, opened })
             }
-            SessionCommand::Update { updated, user, reply } => {
+            SessionRequest::Update { updated, user } => {
                 self.ask(Waiting::Done(reply), user, |caller| Command::Update { caller, updated })
             }
-            SessionCommand::AddItems { added, user, reply } => {
+            SessionRequest::AddItems { added, user } => {
                 self.ask(Waiting::Done(reply), user, |caller| Command::AddItems { caller, items: added.items })
             }
-            SessionCommand::Delete { user, reply } => {
+            SessionRequest::Delete { user } => {
                 self.ask(Waiting::Done(reply), user, |caller| Command::Delete { caller })
             }
-            SessionCommand::Stop { turn, reply } => self.on_stop(turn, reply),
-            SessionCommand::Watch { turn, after, reply } => {
-                self.on_watch(turn, after, reply);
+            SessionRequest::Stop { turn } => self.on_stop(turn, reply),
+            SessionRequest::Watch { turn } => {
+                self.on_watch(turn, reply);
                 Ok(())
             }
         }
@@ -322,21 +236,21 @@ impl SessionState {
         self.tell(command(Caller { request, user }))
     }
 
-    fn on_stop(&mut self, turn: Option<TurnId>, reply: Reply<bool>) -> Result<(), DialogueError> {
+    fn on_stop(&mut self, turn: Option<TurnId>, reply: Reply) -> Result<(), DialogueError> {
         let was_open = match turn {
             Some(turn) => self.is_open(turn),
             None => self.dialogue.as_ref().is_ok_and(|dialogue| dialogue.durable().open_turns().len() > 0),
         };
         self.tell(Command::Stop { turn })?;
         // A caller that is gone needs no answer.
-        let _gone = reply.send(Ok(was_open));
+        let _gone = reply.send(Ok(SessionAnswer::Stopped(was_open)));
         Ok(())
     }
 
-    fn on_watch(&mut self, turn: TurnId, after: usize, reply: Reply<Option<TurnStream>>) {
-        let stream = self.is_open(turn).then(|| self.stream(turn).watch(after));
+    fn on_watch(&mut self, turn: TurnId, reply: Reply) {
+        let stream = self.is_open(turn).then(|| self.stream(turn).watch());
         // A caller that is gone needs no answer.
-        let _gone = reply.send(Ok(stream));
+        let _gone = reply.send(Ok(SessionAnswer::Watching(stream)));
     }
 
     fn is_open(&self, turn: TurnId) -> bool {

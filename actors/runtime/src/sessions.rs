@@ -4,26 +4,37 @@ mod views;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{future::join_all, join};
 use parlance_actors_dialogue::DEDUPE_TTL_MS;
 use parlance_cluster_protocol::{
     BodyHash, GenerationOptions, History, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated,
-    TimestampMs, TurnAccepted, TurnFailed, TurnId, UserHash,
+    ShardId, TimestampMs, TurnAccepted, TurnFailed, TurnId, UserHash,
 };
 use parlance_cluster_records::Order;
-use tokio::{sync::oneshot, time};
+use ractor::ActorRef;
+use tokio::{
+    sync::oneshot,
+    time::{self, Instant},
+};
 
 pub use self::views::{SessionInfo, SessionItem};
 use crate::{
-    AcceptedTurn, Idempotency, Refusal, TurnOutcome, TurnRequest, TurnStream, metrics,
+    AcceptedTurn, Idempotency, Refusal, TurnOutcome, TurnRequest, TurnStream,
+    admission::Permit,
+    metrics,
     node::{self, Services},
-    session::{Reply, SessionCommand},
+    request::{SessionAnswer, SessionCommand, SessionRequest, Submit},
     shard::ShardMessage,
-    shards::ShardTable,
+    shards::{Route, ShardTable},
     turn::TurnWriter,
 };
 
 /// How long an answer of a session's actor may take. Appends are milliseconds; what takes this long has an outage behind it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long one owner may take: another may have taken over meanwhile.
+const OWNER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a change of owner is waited for before the table is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Items per read when a turn's reply is looked for.
 const SEARCH_PAGE: usize = 256;
 /// How far back a turn's reply is looked for, in pages.
@@ -59,16 +70,17 @@ pub struct RegenerateRequest {
     pub user: Option<UserHash>,
 }
 
-/// A turn that is to be accepted.
-struct Proposal {
-    turn: TurnAccepted,
-    user: Option<UserHash>,
-    create: bool,
-    behind: Option<u64>,
-    prompt_tokens: u32,
+/// What became of asking a session once.
+pub(crate) enum Attempt {
+    /// It answered.
+    Answered(Result<SessionAnswer, Refusal>),
+    /// Nothing was done: whoever was asked does not own the shard.
+    NotBegun,
+    /// Nobody knows whether it was done: the owner is gone, or does not answer.
+    Unknown,
 }
 
-/// Reaches every session. Cheap to clone.
+/// Reaches every session, on whichever node it lives. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
     services: Arc<Services>,
@@ -116,9 +128,8 @@ impl Sessions {
             instructions: request.instructions,
             deadline: node::deadline(&self.services),
         };
-        let proposal =
-            Proposal { turn, user: request.user, create: request.create, behind: request.behind, prompt_tokens };
-        self.accept(session, proposal).await
+        let TurnRequest { user, create, behind, .. } = request;
+        self.accept(session, Submit { turn: Box::new(turn), user, create, behind, prompt_tokens }).await
     }
 
     /// The turn that a request with this key, if it has one, is: `turn` for the first such request.
@@ -138,8 +149,8 @@ impl Sessions {
         }
         let expires_at = TimestampMs(self.services.clock.now().0 + DEDUPE_TTL_MS);
         let (body_hash, target) = (*body_hash, session.clone());
-        let bind = |reply| SessionCommand::BindKey { body_hash, target, turn, expires_at, reply };
-        let bound = self.ask(&keys, bind).await?;
+        let bind = SessionRequest::BindKey { body_hash, target, turn, expires_at };
+        let SessionAnswer::Bound(bound) = self.ask(&keys, bind).await? else { return Err(confused()) };
         if bound.target == *session { Ok(bound.turn) } else { Err(Refusal::IdempotencyConflict) }
     }
 
@@ -176,8 +187,8 @@ impl Sessions {
             instructions: None,
             deadline: node::deadline(&self.services),
         };
-        let proposal = Proposal { turn, user: request.user, create: false, behind: None, prompt_tokens };
-        self.accept(session, proposal).await
+        let turn = Box::new(turn);
+        self.accept(session, Submit { turn, user: request.user, create: false, behind: None, prompt_tokens }).await
     }
 
     async fn last_turn(&self, session: &SessionKey) -> Result<TurnId, Refusal> {
@@ -188,13 +199,30 @@ impl Sessions {
         items.first().and_then(|item| item.turn).ok_or_else(no_reply)
     }
 
-    async fn accept(&self, session: &SessionKey, proposal: Proposal) -> Result<AcceptedTurn, Refusal> {
-        let Proposal { turn, user, create, behind, prompt_tokens } = proposal;
-        self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
-        let permit = self.services.turns.admit(&session.tenant)?;
-        let turn = Box::new(turn);
-        let submit = |reply| SessionCommand::Submit { turn, user, create, behind, prompt_tokens, permit, reply };
-        self.ask(session, submit).await
+    /// Has a turn accepted, wherever its session lives and moves meanwhile. A turn without a key of its own that may have been accepted
+    /// by an owner that is gone is looked for before it is asked for again: its id is the same.
+    async fn accept(&self, session: &SessionKey, submit: Submit) -> Result<AcceptedTurn, Refusal> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let turn = submit.turn.turn;
+        let request = SessionRequest::Submit(submit);
+        let mut doubtful = false;
+        loop {
+            match self.ask_until(session, &request, deadline).await {
+                Ok(Some(SessionAnswer::Accepted(accepted))) => return Ok(accepted),
+                Ok(Some(_)) => return Err(confused()),
+                // The earlier request is still being recorded.
+                Err(Refusal::InvalidValue { param, .. }) if doubtful && param == "turn" => {}
+                Err(refusal) => return Err(refusal),
+                Ok(None) => doubtful = true,
+            }
+            if Instant::now() >= deadline {
+                return Err(unanswered());
+            }
+            time::sleep(LOOK_AGAIN).await;
+            if let Some(stream) = self.find(session, turn, deadline).await? {
+                return Ok(AcceptedTurn { turn, replayed: false, stream });
+            }
+        }
     }
 
     /// Ends a turn (or the running one) with what there is of its reply. Answers whether there was one to end.
@@ -203,23 +231,33 @@ impl Sessions {
     ///
     /// Why the session cannot be reached.
     pub async fn stop(&self, session: &SessionKey, turn: Option<TurnId>) -> Result<bool, Refusal> {
-        self.ask(session, |reply| SessionCommand::Stop { turn, reply }).await
+        match self.ask(session, SessionRequest::Stop { turn }).await? {
+            SessionAnswer::Stopped(was_open) => Ok(was_open),
+            _ => Err(confused()),
+        }
     }
 
-    /// Watches a turn from byte `after` of its reply on, while it runs or afterwards; `None`: the session has no such turn.
+    /// Watches a turn, while it runs or afterwards; `None`: the session has no such turn.
     ///
     /// # Errors
     ///
     /// Why the session cannot be reached.
-    pub async fn watch(&self, session: &SessionKey, turn: TurnId, after: usize) -> Result<Option<TurnStream>, Refusal> {
-        let running = match self.ask(session, |reply| SessionCommand::Watch { turn, after, reply }).await {
+    pub async fn watch(&self, session: &SessionKey, turn: TurnId) -> Result<Option<TurnStream>, Refusal> {
+        self.find(session, turn, Instant::now() + ANSWER_WITHIN).await
+    }
+
+    async fn find(&self, session: &SessionKey, turn: TurnId, deadline: Instant) -> Result<Option<TurnStream>, Refusal> {
+        let running = match self.ask_until(session, &SessionRequest::Watch { turn }, deadline).await {
             // Its shard has ended what it owed; that is recorded.
             Err(Refusal::Parked(_)) => None,
-            running => running?,
+            Ok(Some(SessionAnswer::Watching(running))) => running,
+            Ok(Some(_)) => return Err(confused()),
+            Ok(None) => return Err(unanswered()),
+            Err(refusal) => return Err(refusal),
         };
         match running {
             Some(stream) => Ok(Some(stream)),
-            None => Ok(self.find_outcome(session, turn).await?.map(|outcome| ended(outcome, after))),
+            None => Ok(self.find_outcome(session, turn).await?.map(ended)),
         }
     }
 
@@ -234,7 +272,7 @@ impl Sessions {
         opened: SessionOpened,
         user: Option<UserHash>,
     ) -> Result<SessionInfo, Refusal> {
-        self.ask(session, |reply| SessionCommand::Open { opened, user, reply }).await?;
+        self.ask(session, SessionRequest::Open { opened, user }).await?;
         self.info(session).await?.ok_or(Refusal::SessionNotFound)
     }
 
@@ -249,7 +287,7 @@ impl Sessions {
         updated: SessionUpdated,
         user: Option<UserHash>,
     ) -> Result<SessionInfo, Refusal> {
-        self.ask(session, |reply| SessionCommand::Update { updated, user, reply }).await?;
+        self.ask(session, SessionRequest::Update { updated, user }).await?;
         self.info(session).await?.ok_or(Refusal::SessionNotFound)
     }
 
@@ -265,7 +303,7 @@ impl Sessions {
         user: Option<UserHash>,
     ) -> Result<Vec<SessionItem>, Refusal> {
         let count = added.items.len();
-        self.ask(session, |reply| SessionCommand::AddItems { added, user, reply }).await?;
+        self.ask(session, SessionRequest::AddItems { added, user }).await?;
         let query = ItemQuery { from: None, descending: true, limit: count };
         let mut items = self.items(session, query).await?.ok_or(Refusal::SessionNotFound)?;
         items.reverse();
@@ -278,7 +316,7 @@ impl Sessions {
     ///
     /// [`Refusal::SessionNotFound`], or why it cannot be recorded.
     pub async fn delete(&self, session: &SessionKey, user: Option<UserHash>) -> Result<(), Refusal> {
-        self.ask(session, |reply| SessionCommand::Delete { user, reply }).await
+        self.ask(session, SessionRequest::Delete { user }).await.map(drop)
     }
 
     /// What is known of a session; `None`: there is none.
@@ -355,48 +393,147 @@ impl Sessions {
         Ok(None)
     }
 
-    /// Hands a command to the session's actor and waits for its answer.
-    async fn ask<T>(
+    /// Asks the session's owner, whoever that is, and waits for the answer.
+    async fn ask(&self, session: &SessionKey, request: SessionRequest) -> Result<SessionAnswer, Refusal> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        self.ask_until(session, &request, deadline).await?.ok_or_else(unanswered)
+    }
+
+    /// Asks the session's owner, and the next one where the shard moves meanwhile. `None`: nobody knows whether it was done, and asking
+    /// again might do it twice.
+    async fn ask_until(
         &self,
         session: &SessionKey,
-        command: impl FnOnce(Reply<T>) -> SessionCommand,
-    ) -> Result<T, Refusal> {
-        let (reply, answer) = oneshot::channel();
-        let message = ShardMessage::Command { session: Arc::new(session.clone()), command: command(reply) };
-        let shard = self.shards.of(session).ok_or_else(restarting)?;
-        shard.cast(message).map_err(|_| restarting())?;
-        match time::timeout(ANSWER_WITHIN, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_died)) => Err(restarting()),
-            Err(_late) => Err(Refusal::LogUnavailable(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+        request: &SessionRequest,
+        deadline: Instant,
+    ) -> Result<Option<SessionAnswer>, Refusal> {
+        let shard = self.shards.shard_of(session);
+        let mut changes = self.shards.changes();
+        loop {
+            changes.mark_unchanged();
+            let within = deadline.saturating_duration_since(Instant::now());
+            let attempt = match (self.shards.route(shard), self.services.remote()) {
+                (Route::There(owner), Some(remote)) => {
+                    let now = self.services.clock.now();
+                    remote.ask(&owner, session, request, now, within.min(OWNER_ANSWERS_WITHIN)).await
+                }
+                _ => self.ask_here(session, request.clone(), within).await,
+            };
+            match attempt {
+                Attempt::Answered(answer) => return answer.map(Some),
+                Attempt::Unknown if !request.may_be_repeated() => return Ok(None),
+                Attempt::Unknown | Attempt::NotBegun => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(restarting());
+            }
+            // The next owner is not always known by then.
+            let _ = time::timeout(LOOK_AGAIN, changes.changed()).await;
         }
+    }
+
+    /// Asks a session that lives on this node.
+    pub(crate) async fn ask_here(&self, session: &SessionKey, request: SessionRequest, within: Duration) -> Attempt {
+        let shard = self.shards.shard_of(session);
+        let Route::Here(actor) = self.shards.route(shard) else { return Attempt::NotBegun };
+        let permit = match self.admit(session, &request) {
+            Ok(permit) => permit,
+            Err(refusal) => return Attempt::Answered(Err(refusal)),
+        };
+        let (reply, answer) = oneshot::channel();
+        let command = SessionCommand { request, permit, reply };
+        if actor.cast(ShardMessage::Command { session: Arc::new(session.clone()), command }).is_err() {
+            return Attempt::NotBegun;
+        }
+        match time::timeout(within, answer).await {
+            Ok(Ok(Err(Refusal::NotHere))) => Attempt::NotBegun,
+            Ok(Ok(answer)) => Attempt::Answered(answer),
+            // The session died, and not its shard's reign: it is told so, and may be tried again.
+            Ok(Err(_died)) if self.shards.is_here(shard, actor.get_id()) => Attempt::Answered(Err(restarting())),
+            Ok(Err(_died)) => Attempt::Unknown,
+            Err(_late) => Attempt::Answered(Err(unanswered())),
+        }
+    }
+
+    /// A place for a turn.
+    fn admit(&self, session: &SessionKey, request: &SessionRequest) -> Result<Option<Permit>, Refusal> {
+        if !matches!(request, SessionRequest::Submit(_)) {
+            return Ok(None);
+        }
+        self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
+        self.services.turns.admit(&session.tenant).map(Some)
     }
 
     /// Waits until the record store has everything that was committed about the session, so that a read is current.
     async fn settle(&self, session: &SessionKey) -> Result<(), Refusal> {
-        let (reply, settled) = oneshot::channel();
-        let shard = self.shards.of(session).ok_or_else(restarting)?;
-        shard.cast(ShardMessage::Settle { reply }).map_err(|_| restarting())?;
-        self.settled(settled).await
+        self.settle_shard(self.shards.shard_of(session), Instant::now() + ANSWER_WITHIN).await
     }
 
-    async fn settle_all(&self) -> Result<(), Refusal> {
-        let mut waiting = Vec::new();
-        for shard in self.shards.actors() {
-            let (reply, settled) = oneshot::channel();
-            shard.cast(ShardMessage::Settle { reply }).map_err(|_| restarting())?;
-            waiting.push(settled);
+    async fn settle_shard(&self, shard: ShardId, deadline: Instant) -> Result<(), Refusal> {
+        let mut changes = self.shards.changes();
+        loop {
+            changes.mark_unchanged();
+            let within = deadline.saturating_duration_since(Instant::now());
+            let settled = match (self.shards.route(shard), self.services.remote()) {
+                (Route::There(owner), Some(remote)) => remote.settle(&owner.name, Some(shard), within).await,
+                (Route::Here(actor), _) => self.settle_actor(&actor, within).await,
+                _ => Err(Refusal::NotHere),
+            };
+            match settled {
+                Err(Refusal::NotHere) if Instant::now() >= deadline => return Err(restarting()),
+                Err(Refusal::NotHere) => {}
+                settled => return settled,
+            }
+            let _ = time::timeout(LOOK_AGAIN, changes.changed()).await;
         }
-        for settled in waiting {
-            self.settled(settled).await?;
+    }
+
+    /// The same for every shard of every node.
+    async fn settle_all(&self) -> Result<(), Refusal> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let others = self.shards.other_owners();
+        let remote = self.services.remote().filter(|_| !others.is_empty());
+        let Some(remote) = remote else { return self.settle_here(None).await };
+        let elsewhere = others.iter().map(|owner| remote.settle(&owner.name, None, ANSWER_WITHIN));
+        let (here, elsewhere) = join!(self.settle_here(None), join_all(elsewhere));
+        here?;
+        match elsewhere.into_iter().collect::<Result<(), _>>() {
+            Err(Refusal::NotHere) => {}
+            settled => return settled,
+        }
+        // Some owner is gone: shard by shard, whoever owns it by now.
+        for shard in 0..self.services.log.shards() {
+            self.settle_shard(ShardId(shard), deadline).await?;
         }
         Ok(())
     }
 
-    async fn settled(&self, settled: oneshot::Receiver<Result<(), Refusal>>) -> Result<(), Refusal> {
-        match time::timeout(ANSWER_WITHIN, settled).await {
+    /// The same for one shard, or all, of this node.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NotHere`] if that shard is not this node's, or why the records are not written.
+    pub(crate) async fn settle_here(&self, shard: Option<u32>) -> Result<(), Refusal> {
+        let actors = match shard {
+            None => self.shards.owners(),
+            Some(shard) => {
+                let known = u16::try_from(shard).ok().filter(|shard| *shard < self.services.log.shards());
+                match known.map(|shard| self.shards.route(ShardId(shard))) {
+                    Some(Route::Here(actor)) => vec![actor],
+                    _ => return Err(Refusal::NotHere),
+                }
+            }
+        };
+        let settled = join_all(actors.iter().map(|actor| self.settle_actor(actor, ANSWER_WITHIN))).await;
+        settled.into_iter().collect()
+    }
+
+    async fn settle_actor(&self, actor: &ActorRef<ShardMessage>, within: Duration) -> Result<(), Refusal> {
+        let (reply, settled) = oneshot::channel();
+        actor.cast(ShardMessage::Settle { reply }).map_err(|_| Refusal::NotHere)?;
+        match time::timeout(within, settled).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_died)) => Err(restarting()),
+            Ok(Err(_died)) => Err(Refusal::NotHere),
             Err(_late) => Err(Refusal::RecordsUnavailable("the record store does not answer".into())),
         }
     }
@@ -411,14 +548,23 @@ fn restarting() -> Refusal {
     Refusal::LogUnavailable("the shard is being restarted".into())
 }
 
+fn unanswered() -> Refusal {
+    Refusal::LogUnavailable(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))
+}
+
+/// Another node answered something else than what it was asked: it is of a version that does not fit.
+fn confused() -> Refusal {
+    Refusal::LogUnavailable("the session's node gave an answer that does not fit".into())
+}
+
 fn unreadable(error: impl std::fmt::Display) -> Refusal {
     Refusal::RecordsUnavailable(error.to_string())
 }
 
-fn ended(outcome: TurnOutcome, after: usize) -> TurnStream {
+fn ended(outcome: TurnOutcome) -> TurnStream {
     let writer = TurnWriter::new();
     writer.end(outcome);
-    writer.watch(after)
+    writer.watch()
 }
 
 fn outcome_of(item: &SessionItem, turn: TurnId) -> Option<TurnOutcome> {

@@ -1,6 +1,7 @@
 //! The owner of one shard: claims it, replays it, appends for its sessions, keeps the record store up to date.
 //!
-//! One per shard and node, spawned by the node's shard supervisor; its children are the shard's live sessions. A restart loses what is
+//! At most one per shard and node, spawned by the node's shard supervisor; its children are the shard's live sessions. It serves one term:
+//! follows the log or claims at once, owns, and ends when the shard was handed over or taken over. A restart loses what is
 //! in memory and nothing else: the new incarnation claims the shard again, replays from the checkpoint and goes on with every
 //! turn that has no final answer.
 //!
@@ -15,6 +16,7 @@
 mod on_log;
 mod on_projection;
 mod on_session;
+mod on_term;
 mod projection;
 mod tail;
 
@@ -34,13 +36,14 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{sync::oneshot, time::Instant};
 
 pub(crate) use self::tail::Committed;
-use self::tail::Tail;
+use self::{on_term::Term, tail::Tail};
 use crate::{
     Refusal, ShardError,
     checkpoint::{Checkpoint, OpenTurns},
     metrics,
     node::Services,
-    session::{SessionCommand, SessionMessage},
+    request::SessionCommand,
+    session::SessionMessage,
     shards::ShardTable,
     supervisor::RestartLedger,
 };
@@ -76,6 +79,12 @@ pub(crate) enum ShardMessage {
     Settle {
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// Take the shard over: its owner is gone.
+    Claim,
+    /// Hand the shard over to the node that claims under this name.
+    Release {
+        to: String,
+    },
     /// Write everything into the record store, checkpoint, and stop.
     Drain,
     Internal(Internal),
@@ -86,6 +95,10 @@ pub(crate) enum Internal {
     LogRead { from: Offset, result: Result<Vec<StoredEntry>, LogError> },
     /// Read from `from` now, after a pause.
     ReadDue { from: Offset },
+    /// The log may have grown.
+    Arrived,
+    /// What the owner has written into the record store by now.
+    OwnerProjected { result: Result<Option<Checkpoint>, ShardError> },
     /// The log told the outcomes of one append.
     Appended { tag: AppendTag, outcomes: Vec<AppendOutcome> },
     /// Everything that was proposed since is to be handed to the log.
@@ -111,6 +124,8 @@ pub(crate) struct ShardArguments {
     pub(crate) shard: ShardId,
     pub(crate) services: Arc<Services>,
     pub(crate) table: ShardTable,
+    /// Whether it claims at once; otherwise it follows first.
+    pub(crate) claims: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -153,6 +168,7 @@ pub(crate) struct ShardState {
     ownership: Ownership,
     /// Whether this incarnation has replayed up to its own claim. Before that it performs no effect.
     owner: bool,
+    term: Term,
     /// Commands that came before this incarnation owned the shard. Bound: `Limits::open_turns`, by admission.
     waiting: VecDeque<(Arc<SessionKey>, SessionCommand)>,
     /// Records on their way into the log.
@@ -192,14 +208,10 @@ impl Actor for Shard {
         myself: ActorRef<ShardMessage>,
         arguments: ShardArguments,
     ) -> Result<ShardState, ActorProcessingErr> {
-        let ShardArguments { shard, services, table } = arguments;
-        let checkpoint = match services.records.checkpoint(shard).await? {
-            Some(stored) => Checkpoint::decode(&stored)?,
-            None => Checkpoint::start(),
-        };
+        let ShardArguments { shard, services, table, claims } = arguments;
+        let checkpoint = on_term::patient_checkpoint(&services, shard).await?;
         let mut state = ShardState::new(shard, services, table, myself.clone(), checkpoint);
-        state.table.set(shard, myself.clone());
-        state.claim();
+        state.begin_term(claims)?;
         myself.send_interval(SWEEP_EVERY, || ShardMessage::Internal(Internal::Sweep));
         Ok(state)
     }
@@ -216,6 +228,8 @@ impl Actor for Shard {
             ShardMessage::Handled { from, session } => state.on_handled(from, &session),
             ShardMessage::Views { session, position, views } => state.tail.add_views(&session, position, views),
             ShardMessage::Settle { reply } => state.on_settle(reply),
+            ShardMessage::Claim => state.on_claim("failover"),
+            ShardMessage::Release { to } => state.on_release(to)?,
             ShardMessage::Drain => state.on_drain(),
             ShardMessage::Internal(internal) => state.on_internal(internal)?,
         }
@@ -255,13 +269,15 @@ impl ShardState {
         checkpoint: Checkpoint,
     ) -> Self {
         let slots = SlotTable::new(shard, services.log.shards());
-        let ownership = Ownership::new(services.node.clone(), slots, checkpoint.point, ownership::Limits::default());
+        let ownership =
+            Ownership::new(services.claim_name.clone(), slots, checkpoint.point, ownership::Limits::default());
         Self {
             shard,
             table,
             myself,
             ownership,
             owner: false,
+            term: Term::default(),
             waiting: VecDeque::new(),
             proposed: VecDeque::new(),
             flush_due: false,
@@ -288,6 +304,11 @@ impl ShardState {
             Internal::LogRead { from, result } => self.on_log_read(from, result),
             Internal::ReadDue { from } => {
                 self.read(from);
+                Ok(())
+            }
+            Internal::Arrived => self.on_arrived(),
+            Internal::OwnerProjected { result } => {
+                self.on_owner_projected(result);
                 Ok(())
             }
             Internal::Appended { tag, outcomes } => self.on_appended(tag, &outcomes),
@@ -322,6 +343,7 @@ impl ShardState {
     fn on_sweep(&mut self) {
         self.sweep_deadlines();
         self.sweep_idle();
+        self.sweep_followed();
         self.start_projection();
         self.start_checkpoint();
         self.finish_drain();

@@ -25,6 +25,8 @@ pub(crate) struct ChildSpec {
     /// For logs and metrics; a closed set.
     pub(crate) kind: &'static str,
     pub(crate) start: StartChild,
+    /// Whether its failure is that of its supervisor: it cannot be started twice.
+    pub(crate) is_vital: bool,
 }
 
 /// Which children a failed one takes along.
@@ -179,7 +181,11 @@ impl SupervisorState {
             }
         }
         let child = &mut self.children[index];
-        match child.ledger.on_failure(&self.policy, Instant::now().into_std()) {
+        let verdict = match child.spec.is_vital {
+            true => Verdict::GiveUp,
+            false => child.ledger.on_failure(&self.policy, Instant::now().into_std()),
+        };
+        match verdict {
             Verdict::RestartAfter(delay) => {
                 let (actor, restarts) = (child.spec.kind, child.ledger.restarts());
                 tracing::warn!(actor, restarts, ?delay, %reason, "actor failed, restarting it");
@@ -212,7 +218,16 @@ where
             Ok(actor.get_cell())
         })
     });
-    ChildSpec { kind, start }
+    ChildSpec { kind, start, is_vital: false }
+}
+
+/// A child that is started once: if it fails, its supervisor does.
+pub(crate) fn vital_child<A>(kind: &'static str, actor: A, arguments: A::Arguments) -> ChildSpec
+where
+    A: Actor + Copy,
+    A::Arguments: Clone + Sync,
+{
+    ChildSpec { is_vital: true, ..child(kind, actor, arguments) }
 }
 
 #[cfg(test)]
@@ -279,7 +294,7 @@ mod tests {
                 Ok(actor.get_cell())
             })
         });
-        ChildSpec { kind: "worker", start }
+        ChildSpec { kind: "worker", start, is_vital: false }
     }
 
     async fn supervise(strategy: Strategy, started: &Started) -> ActorRef<SupervisorMessage> {

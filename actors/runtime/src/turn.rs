@@ -121,15 +121,9 @@ impl TurnWriter {
         self.0.receiver_count() > 0
     }
 
-    pub(crate) fn watch(&self, after: usize) -> TurnStream {
-        TurnStream {
-            receiver: self.0.subscribe(),
-            read: after,
-            read_logprobs: 0,
-            ended: false,
-            cancel: None,
-            calls: None,
-        }
+    /// Its text from the beginning.
+    pub(crate) fn watch(&self) -> TurnStream {
+        TurnStream { receiver: self.0.subscribe(), read: 0, read_logprobs: 0, ended: false, cancel: None, calls: None }
     }
 
     /// The text so far.
@@ -281,37 +275,29 @@ mod tests {
     #[tokio::test]
     async fn every_watcher_reads_everything_at_its_own_pace() {
         let writer = TurnWriter::new();
-        let mut early = writer.watch(0);
+        let mut early = writer.watch();
         writer.push("he");
         assert_eq!(early.next().await, Some(delta(2, "he")));
         writer.push("ll");
         writer.end(replied("hello"));
-        let mut late = writer.watch(1);
+        let mut late = writer.watch();
         drop(writer);
         assert_eq!(early.next().await, Some(delta(5, "llo")));
         assert_eq!(early.next().await, Some(TurnEvent::Ended(replied("hello"))));
         assert_eq!(early.next().await, None);
-        assert_eq!(late.next().await, Some(delta(5, "ello")));
+        assert_eq!(late.next().await, Some(delta(5, "hello")));
         assert_eq!(late.next().await, Some(TurnEvent::Ended(replied("hello"))));
     }
 
     #[tokio::test]
     async fn a_writer_that_dies_interrupts_its_watchers_behind_the_text() {
         let writer = TurnWriter::new();
-        let mut stream = writer.watch(0);
+        let mut stream = writer.watch();
         writer.push("so far");
         drop(writer);
         assert_eq!(stream.next().await, Some(delta(6, "so far")));
         assert_eq!(stream.next().await, Some(TurnEvent::Interrupted));
         assert_eq!(stream.next().await, None);
-    }
-
-    #[tokio::test]
-    async fn an_offset_beyond_the_text_waits_for_the_end() {
-        let writer = TurnWriter::new();
-        let mut stream = writer.watch(100);
-        writer.end(replied("short"));
-        assert_eq!(stream.next().await, Some(TurnEvent::Ended(replied("short"))));
     }
 
     #[tokio::test]
@@ -321,7 +307,7 @@ mod tests {
             TokenLogprob { token, top: vec![] }
         };
         let writer = TurnWriter::new();
-        let mut stream = writer.watch(0);
+        let mut stream = writer.watch();
         writer.push_scored("a", vec![token(b'a')]);
         writer.push_scored("b", vec![token(b'b')]);
         let both = TurnEvent::Delta { end: 2, text: "ab".into(), logprobs: vec![token(b'a'), token(b'b')] };

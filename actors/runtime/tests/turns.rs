@@ -128,11 +128,11 @@ async fn a_turn_goes_on_when_its_client_leaves_and_can_be_watched_again() {
     let accepted = node.sessions().submit(&session, request("stay")).await.expect("accepted");
     let turn = accepted.turn;
     drop(accepted);
-    let stream = node.sessions().watch(&session, turn, 0).await.expect("reachable").expect("running");
+    let stream = node.sessions().watch(&session, turn).await.expect("reachable").expect("running");
     let (text, _) = finish(stream).await;
-    let stream = node.sessions().watch(&session, turn, 5).await.expect("reachable").expect("recorded");
-    assert_eq!(finish(stream).await.0, text[5..]);
-    let unknown = node.sessions().watch(&session, TurnId(1), 0).await.expect("reachable");
+    let stream = node.sessions().watch(&session, turn).await.expect("reachable").expect("recorded");
+    assert_eq!(finish(stream).await.0, text);
+    let unknown = node.sessions().watch(&session, TurnId(1)).await.expect("reachable");
     assert!(unknown.is_none());
     stop(node).await;
 }
@@ -149,7 +149,7 @@ async fn an_open_turn_is_answered_after_a_crash() {
     drop((node, accepted));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let node = start(options(data.path(), "scripted")).await;
-    let stream = node.sessions().watch(&session, turn, 0).await.expect("reachable").expect("taken up again");
+    let stream = node.sessions().watch(&session, turn).await.expect("reachable").expect("taken up again");
     let (text, outcome) = finish(stream).await;
     assert!(text.starts_with(&mark("survive")), "{text} {outcome:?}");
     stop(node).await;

@@ -94,6 +94,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         sources: Some(models::sources(config)),
         guards: Guards::default(),
         limits: config.limits.node.clone(),
+        cluster: None,
     })
     .await
     .map_err(|error| Failure::failed(chain(&error), "Start it again; the log says more"))?;

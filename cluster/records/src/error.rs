@@ -118,3 +118,10 @@ pub enum RecordsError {
     #[error("the record store does not answer: {0}")]
     Unavailable(String),
 }
+
+impl RecordsError {
+    /// Whether the same request may succeed later, without anybody's doing: the store cannot be reached, or not in time.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Unavailable(_))
+    }
+}

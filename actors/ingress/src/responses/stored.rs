@@ -104,7 +104,7 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<(SessionKey, TurnI
 
 async fn watch(app: &App, session: &SessionKey, turn: TurnId, had: usize) -> Result<Reply, ApiError> {
     let sessions = app.node.sessions();
-    let stream = sessions.watch(session, turn, 0).await?.ok_or_else(|| not_found(turn))?;
+    let stream = sessions.watch(session, turn).await?.ok_or_else(|| not_found(turn))?;
     Ok(Reply::durable(sessions.clone(), session.clone(), turn, stream, had))
 }
 

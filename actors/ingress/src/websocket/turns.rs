@@ -94,7 +94,7 @@ impl Line {
         let unknown = || ApiError::not_found("turn_not_found", "There is no such turn.").about("turn");
         let sessions = self.app.node.sessions();
         let session = sessions.find_turn(&self.tenant.name, turn).await?.ok_or_else(unknown)?;
-        let stream = sessions.watch(&session, turn, 0).await?.ok_or_else(unknown)?;
+        let stream = sessions.watch(&session, turn).await?.ok_or_else(unknown)?;
         let shown = session.chat.clone();
         let reply = Reply::durable(sessions.clone(), session, turn, stream, after);
         self.follow(reply, &shown, true, subject).await

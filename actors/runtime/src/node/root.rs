@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! node (one for one)
-//! ├── shards (one for one)
-//! │   └── Shard …        one per shard
+//! ├── Cluster            in a cluster; its end is the node's
+//! ├── ShardSupervisor
+//! │   └── Shard …        one per shard that the node owns or follows
 //! │       └── Session …  one per live session
 //! └── ModelManager
 //!     └── loading (one for one) …  one per loading of a model
@@ -12,35 +13,34 @@
 
 use std::sync::Arc;
 
-use parlance_cluster_protocol::ShardId;
-
 use super::Services;
 use crate::{
+    cluster::{Cluster, ClusterArguments, ClusterOptions},
     model_manager::{ModelManager, ModelManagerArguments},
-    shard::{Shard, ShardArguments},
+    shard_supervisor::{Assignment, ShardSupervisor, ShardSupervisorArguments},
     shards::ShardTable,
-    supervisor::{Supervisor, SupervisorArguments, child, one_for_one},
+    supervisor::{SupervisorArguments, child, one_for_one, vital_child},
 };
 
 pub(super) struct RootArguments {
     pub(super) services: Arc<Services>,
     pub(super) shards: ShardTable,
     pub(super) models: ModelManagerArguments,
+    pub(super) cluster: Option<ClusterOptions>,
 }
 
 pub(super) fn supervisor(arguments: RootArguments) -> SupervisorArguments {
-    let RootArguments { services, shards, models } = arguments;
-    let shard_children = (0..services.log.shards())
-        .map(|shard| {
-            child(
-                "shard",
-                Shard,
-                ShardArguments { shard: ShardId(shard), services: services.clone(), table: shards.clone() },
-            )
-        })
-        .collect();
-    one_for_one(vec![
-        child("shard_supervisor", Supervisor, one_for_one(shard_children)),
+    let RootArguments { services, shards, models, cluster } = arguments;
+    let at_start = if cluster.is_some() { Assignment::Away } else { Assignment::Own };
+    let shard_supervisor = ShardSupervisorArguments { services: services.clone(), table: shards.clone(), at_start };
+    let cluster = cluster.map(|options| {
+        let arguments = ClusterArguments { options, services, table: shards };
+        vital_child("cluster", Cluster, arguments)
+    });
+    let mut children = vec![
+        child("shard_supervisor", ShardSupervisor, shard_supervisor),
         child("model_manager", ModelManager, models),
-    ])
+    ];
+    children.extend(cluster);
+    one_for_one(children)
 }

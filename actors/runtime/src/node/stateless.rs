@@ -74,7 +74,7 @@ impl Node {
             deaths: AtomicU32::new(0),
             request,
         });
-        let mut stream = generation.writer.watch(0);
+        let mut stream = generation.writer.watch();
         stream.cancel_on_drop(generation.cancellation.clone());
         stream.set_call_syntax(calls);
         match generation.clone().attempt().await {

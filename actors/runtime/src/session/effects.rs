@@ -7,8 +7,12 @@ use parlance_actors_dialogue::{self as dialogue, Answer, Effect, Joined, Request
 use parlance_cluster_protocol::SessionEvent;
 use parlance_cluster_protocol::{SessionRecord, TurnId};
 
-use super::{BoundKey, OpenStream, SessionMessage, SessionState, Waiting, stream};
-use crate::{AcceptedTurn, Refusal, metrics, shard::ShardMessage};
+use super::{OpenStream, SessionMessage, SessionState, Waiting, stream};
+use crate::{
+    AcceptedTurn, Refusal, metrics,
+    request::{BoundKey, SessionAnswer},
+    shard::ShardMessage,
+};
 
 /// The shard wakes its sessions for deadlines; only what is due sooner gets a timer of its own.
 const OWN_TIMER_WITHIN_MS: u64 = 5_000;
@@ -64,13 +68,13 @@ impl SessionState {
 
     fn on_done(&mut self, request: RequestId) {
         if let Some(Waiting::Done(reply)) = self.waiting.remove(&request) {
-            let _gone = reply.send(Ok(()));
+            let _gone = reply.send(Ok(SessionAnswer::Done));
         }
     }
 
     fn on_bound(&mut self, request: RequestId, bound: BoundKey) {
         if let Some(Waiting::Bind(reply)) = self.waiting.remove(&request) {
-            let _gone = reply.send(Ok(bound));
+            let _gone = reply.send(Ok(SessionAnswer::Bound(bound)));
         }
     }
 
@@ -78,18 +82,19 @@ impl SessionState {
         let Some(Waiting::Submit { reply, permit }) = self.waiting.remove(&request) else { return };
         let open = self.stream(turn);
         open.hold(permit);
-        let _gone = reply.send(Ok(AcceptedTurn { turn, replayed: false, stream: open.watch(0) }));
+        let accepted = AcceptedTurn { turn, replayed: false, stream: open.watch() };
+        let _gone = reply.send(Ok(SessionAnswer::Accepted(accepted)));
     }
 
     fn on_joined(&mut self, request: RequestId, turn: TurnId, state: Joined) {
         let Some(Waiting::Submit { reply, permit: _ }) = self.waiting.remove(&request) else { return };
         metrics::dedupe_hit();
         let stream = match state {
-            Joined::Open => self.stream(turn).watch(0),
+            Joined::Open => self.stream(turn).watch(),
             Joined::Answered(answer) => stream::ended(&answer),
             Joined::Over => return drop(reply.send(Err(Refusal::IdempotencyConflict))),
         };
-        let _gone = reply.send(Ok(AcceptedTurn { turn, replayed: true, stream }));
+        let _gone = reply.send(Ok(SessionAnswer::Accepted(AcceptedTurn { turn, replayed: true, stream })));
     }
 
     fn on_refused(&mut self, request: RequestId, refusal: dialogue::Refusal) {

@@ -18,12 +18,13 @@ impl OpenStream {
         Self { writer: TurnWriter::new(), brought: 0, since: Instant::now(), permit: None }
     }
 
-    pub(super) fn hold(&mut self, permit: Permit) {
-        self.permit = Some(permit);
+    pub(super) fn hold(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
     }
 
-    pub(super) fn watch(&self, after: usize) -> TurnStream {
-        self.writer.watch(after)
+    /// Its text from the beginning.
+    pub(super) fn watch(&self) -> TurnStream {
+        self.writer.watch()
     }
 
     /// A new attempt begins: its text comes from the beginning.
@@ -57,7 +58,7 @@ impl OpenStream {
 pub(super) fn ended(answer: &Answer) -> TurnStream {
     let writer = TurnWriter::new();
     writer.end(outcome(answer));
-    writer.watch(0)
+    writer.watch()
 }
 
 fn outcome(answer: &Answer) -> TurnOutcome {

@@ -17,6 +17,8 @@ use crate::{ShardError, metrics, session::SessionMessage};
 const READ_BYTES: usize = 1 << 20;
 /// The pause before an empty read is repeated, and before a claim; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// The pause before a log that cannot be reached is read again.
+const AFTER_OUTAGE: Duration = Duration::from_millis(500);
 /// The longest such pause.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
@@ -88,8 +90,17 @@ impl ShardState {
         from: Offset,
         result: Result<Vec<StoredEntry>, LogError>,
     ) -> Result<(), ShardError> {
+        let entries = match result {
+            // It passes, and nothing that is known gets wrong meanwhile.
+            Err(error @ LogError::Unreachable { .. }) => {
+                tracing::warn!(shard = self.shard.0, %error, "cannot read the log, trying again");
+                self.tell_self_after(AFTER_OUTAGE, Internal::ReadDue { from });
+                return Ok(());
+            }
+            result => result?,
+        };
         let mut outputs = Vec::new();
-        self.ownership.on_read(from, result?, &mut outputs);
+        self.ownership.on_read(from, entries, &mut outputs);
         self.perform(outputs)
     }
 
@@ -101,7 +112,7 @@ impl ShardState {
         });
     }
 
-    fn perform(&mut self, outputs: Vec<Output>) -> Result<(), ShardError> {
+    pub(super) fn perform(&mut self, outputs: Vec<Output>) -> Result<(), ShardError> {
         let mut outputs = outputs.into_iter().peekable();
         while let Some(output) = outputs.next() {
             match output {
@@ -109,7 +120,7 @@ impl ShardState {
                 Output::Read { from, attempt: 0 } => self.read(from),
                 Output::Read { from, attempt } => self.tell_self_after(pause(attempt), Internal::ReadDue { from }),
                 Output::ClaimWanted { attempt } => self.tell_self_after(pause(attempt), Internal::ClaimDue),
-                Output::BecameOwner { .. } => self.on_became_owner(),
+                Output::BecameOwner { epoch } => self.on_became_owner(epoch),
                 // A record of our own is known decoded: its ticket follows at once.
                 Output::Apply { offset, payload, .. } => match outputs.peek() {
                     Some(Output::Committed { .. }) => {}
@@ -117,9 +128,11 @@ impl ShardState {
                 },
                 Output::Committed { ticket, offset } => self.on_committed(ticket, offset),
                 Output::Failed { ticket } | Output::Unresolved { ticket } => self.on_never_committed(ticket),
-                Output::SteppedDown { reason } => return Err(ShardError::SteppedDown(reason)),
+                Output::SteppedDown { reason } => self.on_stepped_down(reason)?,
                 Output::Fenced { .. } => metrics::records_fenced(1),
-                Output::ForeignClaim { .. } | Output::ForeignRelease { .. } | Output::CaughtUp { .. } => {}
+                Output::ForeignClaim { epoch, node, at } => self.on_foreign_claim(epoch, node, at),
+                Output::ForeignRelease { to, .. } => self.on_foreign_release(&to),
+                Output::CaughtUp { next } => self.on_caught_up(next),
             }
         }
         Ok(())
@@ -171,23 +184,6 @@ impl ShardState {
         if let Some(live) = self.live.get(session) {
             let tag = proposed.filter(|(from, _)| *from == live.actor.get_id()).map(|(_, tag)| tag);
             let _stopping = live.actor.cast(SessionMessage::Committed { committed, tag });
-        }
-    }
-
-    /// Everything before our claim is applied: from here on effects are performed.
-    fn on_became_owner(&mut self) {
-        if !self.owner {
-            self.owner = true;
-            metrics::shard_owned("start");
-            self.table.set_owned(self.shard);
-            tracing::debug!(shard = self.shard.0, open_turns = self.open.len(), "owns the shard");
-            self.recover_open_turns();
-            for (session, command) in std::mem::take(&mut self.waiting) {
-                self.on_command(session, command);
-            }
-            for reply in std::mem::take(&mut self.settling_next) {
-                self.on_settle(reply);
-            }
         }
     }
 

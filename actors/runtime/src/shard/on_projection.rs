@@ -108,6 +108,9 @@ impl ShardState {
     }
 
     pub(super) fn on_drain(&mut self) {
+        if self.is_following() {
+            return self.myself.stop(Some("drained".into()));
+        }
         self.draining = true;
         self.finish_drain();
     }

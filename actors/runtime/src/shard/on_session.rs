@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::{LiveSession, SWEEP_EVERY, ShardState};
 use crate::{
     Refusal, metrics,
-    session::{Session, SessionArguments, SessionCommand, SessionMessage},
+    request::SessionCommand,
+    session::{Session, SessionArguments, SessionMessage},
     supervisor::{RestartPolicy, Verdict},
 };
 
@@ -29,16 +30,16 @@ const PASSIVATIONS_PER_SWEEP: usize = 1_000;
 
 impl ShardState {
     pub(super) fn on_command(&mut self, session: Arc<SessionKey>, command: SessionCommand) {
-        if !self.owner {
-            self.waiting.push_back((session, command));
-            return;
+        if !self.serves() {
+            return self.put_off(session, command);
         }
         if let Some(refusal) = self.refusal_for(&session, &command) {
             return command.refuse(refusal);
         }
         let actor = match self.live_actor(&session) {
             None if !self.take_place() => {
-                return command.refuse(Refusal::Overloaded { what: "sessions in memory", retry_after: SWEEP_EVERY });
+                return command
+                    .refuse(Refusal::Overloaded { what: "sessions in memory".into(), retry_after: SWEEP_EVERY });
             }
             None => self.bring_in(&session),
             live => live,
@@ -64,11 +65,11 @@ impl ShardState {
 
     /// What keeps the shard from handing a command on.
     fn refusal_for(&self, session: &SessionKey, command: &SessionCommand) -> Option<Refusal> {
-        if command.makes_records() && self.tail.lag() >= self.services.limits.projection_lag {
+        if command.request.makes_records() && self.tail.lag() >= self.services.limits.projection_lag {
             return Some(Refusal::RecordsUnavailable("the record store lags behind the log".into()));
         }
         let failed = self.failed.get(session)?;
-        let restarting = |retry_after| Some(Refusal::Overloaded { what: "session restart", retry_after });
+        let restarting = |retry_after| Some(Refusal::Overloaded { what: "session restart".into(), retry_after });
         if self.is_unsettled(session) {
             return restarting(RESTARTS.first_delay);
         }
@@ -147,7 +148,7 @@ impl ShardState {
 
     /// Wakes the sessions of overdue turns, whatever became of the actor or the worker that should have ended them.
     pub(super) fn sweep_deadlines(&mut self) {
-        if !self.owner {
+        if !self.serves() {
             return;
         }
         let now = self.services.clock.now();

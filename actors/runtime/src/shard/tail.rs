@@ -49,6 +49,16 @@ impl Tail {
         self.views.extend(views.into_iter().map(|view| change(session, position, view)));
     }
 
+    /// The store has everything before `next`, which somebody else has written. Not while a projection of our own runs.
+    pub(crate) fn forget_before(&mut self, next: Position) {
+        debug_assert!(!self.is_projecting(), "only followers hear of what others project");
+        self.fresh.retain(|_, records| {
+            records.retain(|committed| committed.position >= next);
+            !records.is_empty()
+        });
+        self.fresh_count = self.fresh.values().map(Vec::len).sum();
+    }
+
     /// How many records the store may not have yet.
     pub(crate) fn lag(&self) -> usize {
         self.fresh_count + self.projecting_count

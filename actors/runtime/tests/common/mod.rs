@@ -26,7 +26,7 @@ pub(crate) fn log(data: &Path, shards: u16) -> Arc<dyn ShardLog> {
     panic!("the log of the stopped node is still in use");
 }
 
-fn records(data: &Path) -> Arc<dyn RecordStore> {
+pub(crate) fn records(data: &Path) -> Arc<dyn RecordStore> {
     for _ in 0..200 {
         match LocalRecords::open(data.join("records")) {
             Err(RecordsError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
@@ -54,6 +54,7 @@ pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> Nod
         sources: None,
         guards: Guards::default(),
         limits: Limits::default(),
+        cluster: None,
     }
 }
 

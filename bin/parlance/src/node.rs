@@ -9,6 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parlance_actors_ingress::{Auth, IngressOptions, Listener};
 use parlance_actors_runtime::{Guards, ModelSpec, Node, NodeOptions};
+use parlance_cluster_node::transport::tls::ClusterTls;
 use rustls::ServerConfig;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,6 +45,8 @@ struct Checked {
     models: Vec<ModelSpec>,
     auth: Auth,
     tls: Option<Arc<ServerConfig>>,
+    #[expect(dead_code, reason = "the runtime's links take it, and are not wired yet")]
+    cluster: Option<ClusterTls>,
 }
 
 /// Runs a node until it is told to end.
@@ -74,7 +77,8 @@ fn check(config: &Config) -> Result<Checked, Failure> {
         }
     };
     let tls = config.tls.as_ref().map(tls::server_config).transpose()?.map(Arc::new);
-    Ok(Checked { models, auth, tls })
+    let cluster = config.cluster.as_ref().map(tls::cluster_identity).transpose()?;
+    Ok(Checked { models, auth, tls, cluster })
 }
 
 async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {

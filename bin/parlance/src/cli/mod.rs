@@ -5,13 +5,17 @@ mod chat;
 mod completions;
 mod config;
 mod model;
+mod nodes;
 mod session;
+mod shards;
 mod status;
 mod up;
+mod wait;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde_json::Value;
 
 use crate::{failure::Failure, output};
 
@@ -33,6 +37,10 @@ enum Command {
     #[command(subcommand)]
     Session(session::Session),
     Status(status::Status),
+    #[command(subcommand)]
+    Nodes(nodes::Nodes),
+    #[command(subcommand)]
+    Shards(shards::Shards),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     #[command(subcommand)]
@@ -60,8 +68,15 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Model(model) => model.run(),
         Command::Session(session) => session.run(),
         Command::Status(status) => status.run(),
+        Command::Nodes(nodes) => nodes.run(),
+        Command::Shards(shards) => shards.run(),
         Command::Config(config) => config.run(),
         Command::Cert(cert) => cert.run(),
         Command::Completions(completions) => completions.run(),
     }
+}
+
+/// A value of an answer as people read it.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -46,12 +46,7 @@ const BODY_BYTES: RangeInclusive<i64> = 1_024..=256 * 1024 * 1024;
 const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1024 * 1024;
 
 /// Keys of parts that this version does not have, with what to do instead of setting them.
-const ABSENT: &[(&str, &str)] = &[
-    ("cluster.id", "this version runs single nodes"),
-    ("cluster.listen", "this version runs single nodes"),
-    ("cluster.seeds", "this version runs single nodes"),
-    ("cache.url", "this version has cache.kind = \"local\" only"),
-];
+const ABSENT: &[(&str, &str)] = &[("cache.url", "this version has cache.kind = \"local\" only")];
 
 /// Checks every value.
 pub(super) fn check(layers: Layers, insecure: bool) -> Result<Config, Vec<String>> {
@@ -71,10 +66,11 @@ pub(super) struct Reader {
 impl Reader {
     fn config(&mut self, insecure: bool) -> Option<Config> {
         self.refuse_absent_parts();
-        let listen = self.address();
+        let listen = self.address("listen", DEFAULT_LISTEN, "127.0.0.1:8080 or [::1]:8080");
         let data = self.directory("data", "--data", platform::default_data_dir);
         let model_dir = self.directory("model_dir", "--model-dir", platform::default_model_dir);
         let node = self.node();
+        let cluster = self.cluster(&node);
         let log = self.log();
         let records = self.records();
         self.one_of("cache.kind", &["local"]);
@@ -93,6 +89,7 @@ impl Reader {
             data,
             model_dir,
             node,
+            cluster,
             log: log?,
             records: records?,
             models,
@@ -110,6 +107,12 @@ impl Reader {
 
     pub(super) fn setting(&self, key: &str) -> Option<&Setting> {
         self.settings.get(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    /// One of the keys of `section` that were set, with where it was.
+    pub(super) fn any_set_in(&self, section: &str) -> Option<String> {
+        let (path, setting) = self.settings.iter().find(|(path, _)| path.len() > 1 && path[0] == section)?;
+        Some(format!("{} ({})", path.join("."), setting.origin))
     }
 
     pub(super) fn text(&self, key: &str) -> Option<String> {
@@ -146,6 +149,10 @@ impl Reader {
         Duration::from_secs(self.integer(key, default.as_secs() as i64, 1..=DAY_S).unsigned_abs())
     }
 
+    pub(super) fn millis(&mut self, key: &str, default: Duration, range: RangeInclusive<i64>) -> Duration {
+        Duration::from_millis(self.integer(key, default.as_millis() as i64, range).unsigned_abs())
+    }
+
     pub(super) fn list(&self, key: &str) -> Vec<String> {
         match self.setting(key).map(|setting| &setting.raw) {
             Some(Raw::List(items)) => items.clone(),
@@ -169,12 +176,13 @@ impl Reader {
         }
     }
 
-    fn address(&mut self) -> Option<SocketAddr> {
-        let text = self.text("listen").unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+    /// Where to listen.
+    pub(super) fn address(&mut self, key: &str, default: &str, examples: &str) -> Option<SocketAddr> {
+        let text = self.text(key).unwrap_or_else(|| default.to_owned());
         let address = text.parse().ok();
         if address.is_none() {
-            let remedy = "Write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080";
-            self.wrong("listen", format!("\"{text}\""), "is not an address", remedy);
+            let remedy = format!("Write an IP address and a port, for example {examples}");
+            self.wrong(key, format!("\"{text}\""), "is not an address", &remedy);
         }
         address
     }
@@ -193,10 +201,11 @@ impl Reader {
 
     fn node(&mut self) -> NodeConfig {
         let name = self.text("node.name").unwrap_or_else(host_name);
-        self.check_name("node.name", &name);
         let zone = self.text("node.zone");
-        if let Some(zone) = &zone {
-            self.check_name("node.zone", zone);
+        // A cluster's rule for names is narrower, and told of instead.
+        if self.any_set_in("cluster").is_none() {
+            self.check_name("node.name", &name);
+            zone.iter().for_each(|zone| self.check_name("node.zone", zone));
         }
         NodeConfig { name, zone }
     }

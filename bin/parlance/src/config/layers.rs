@@ -147,10 +147,12 @@ impl Layers {
         }
     }
 
-    /// Sets a key from the command line.
+    /// Sets a key from the command line: a text, or a list with commas between its items.
     pub(super) fn add_flag(&mut self, flag: &'static str, path: &str, value: Option<String>) {
-        if let Some(value) = value {
-            self.set(path.split('.').map(str::to_owned).collect(), Raw::Text(value), Origin::Flag(flag));
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        let raw = value.zip(schema::kind_of(&path)).and_then(|(value, kind)| from_text(kind, &value));
+        if let Some(raw) = raw {
+            self.set(path, raw, Origin::Flag(flag));
         }
     }
 

@@ -4,6 +4,7 @@
 //! with it and what to do.
 
 mod check;
+mod cluster;
 mod layers;
 mod schema;
 mod show;
@@ -21,6 +22,7 @@ use parlance_actors_runtime::{Limits, ModelMemory};
 use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
+pub(crate) use self::cluster::{ClusterConfig, DEFAULT_CLUSTER};
 use self::layers::Layers;
 pub(crate) use self::stores::{KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings};
 use crate::{
@@ -55,6 +57,12 @@ pub(crate) struct Overrides {
     /// The failure zone that this node is in
     #[arg(long, value_name = "ZONE")]
     pub(crate) zone: Option<String>,
+    /// Where to listen for the other nodes of a cluster, as IP:PORT; port 0 takes a free one [default: 0.0.0.0:7946]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) cluster_listen: Option<String>,
+    /// Where other nodes of the cluster are found: HOST:PORT or file:PATH, with commas between them
+    #[arg(long, value_name = "A,B")]
+    pub(crate) seeds: Option<String>,
     /// The keys that clients may use, one per line: KEY or TENANT KEY
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
@@ -76,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) data: PathBuf,
     pub(crate) model_dir: PathBuf,
     pub(crate) node: NodeConfig,
+    /// The cluster that the node is part of; none for a node that runs alone.
+    pub(crate) cluster: Option<ClusterConfig>,
     pub(crate) log: LogConfig,
     pub(crate) records: RecordsConfig,
     /// By the name that a model is served under. Never empty.
@@ -201,6 +211,8 @@ fn add_flags(layers: &mut Layers, overrides: &Overrides) {
     layers.add_flag("--model", "models.default.source", overrides.model.clone());
     layers.add_flag("--node", "node.name", overrides.node.clone());
     layers.add_flag("--zone", "node.zone", overrides.zone.clone());
+    layers.add_flag("--cluster-listen", "cluster.listen", overrides.cluster_listen.clone());
+    layers.add_flag("--seeds", "cluster.seeds", overrides.seeds.clone());
     layers.add_flag("--api-key-file", "auth.api_key_file", path(&overrides.api_key_file));
     layers.add_flag("--tls-cert", "tls.cert", path(&overrides.tls_cert));
     layers.add_flag("--tls-key", "tls.key", path(&overrides.tls_key));

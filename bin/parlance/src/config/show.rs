@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::Config;
+use super::{ClusterConfig, Config};
 
 /// One key: its section, its name and its value in JSON form, which for strings, numbers, flags and lists is TOML as well.
 type Row = (String, &'static str, Value);
@@ -18,6 +18,8 @@ fn rows(config: &Config) -> Vec<Row> {
         ("node".into(), "name", json!(config.node.name)),
         ("node".into(), "zone", json!(config.node.zone)),
     ];
+    let cluster = config.cluster.iter().flat_map(ClusterConfig::rows);
+    rows.extend(cluster.map(|(key, value)| ("cluster".into(), key, value)));
     rows.extend(config.log.rows().into_iter().map(|(key, value)| ("log".into(), key, value)));
     rows.extend(config.records.rows().into_iter().map(|(key, value)| ("records".into(), key, value)));
     rows.push(("cache".into(), "kind", json!("local")));

@@ -198,3 +198,108 @@ fn half_of_a_server_is_told() {
         assert!(refused(text).contains(told), "{text}: {}", refused(text));
     }
 }
+
+/// The least that a node of a cluster says.
+const CLUSTERED: &str = "[node]\nname = 'a'\n[cluster]\nca = '/ca'\ncert = '/c'\nkey = '/k'\n";
+
+fn clustered(more: &str) -> String {
+    format!("{CLUSTERED}{more}\n{SHARED}")
+}
+
+#[test]
+fn a_node_is_one_of_several_by_any_key_of_the_cluster() {
+    assert!(load(SHARED, &[], Overrides::default()).expect("valid").cluster.is_none());
+    let config = load(&clustered("listen = '127.0.0.1:7'"), &[], Overrides::default()).expect("valid");
+    let cluster = config.cluster.expect("a cluster");
+    assert_eq!((cluster.id.as_str(), cluster.node.as_str(), &cluster.seeds), ("parlance", "a", &Vec::new()));
+    assert_eq!((cluster.weight.get(), cluster.moves_at_once), (1, 4));
+    assert_eq!(cluster.timing, parlance_cluster_node::transport::Timing::default());
+    assert_eq!(cluster.detector, parlance_cluster_node::detector::Options::default());
+    assert_eq!(cluster.membership, parlance_cluster_node::membership::Options::default());
+    let file = clustered("listen = '127.0.0.1:7'\nseeds = ['file']\nheartbeat_ms = 100\nsuspicion_threshold = 9");
+    let overrides = Overrides {
+        cluster_listen: Some("0.0.0.0:0".into()),
+        seeds: Some("b:1, [::1]:2,file:/seeds".into()),
+        zone: Some("z".into()),
+        ..Overrides::default()
+    };
+    let config = load(&file, &[("PARLANCE_CLUSTER__ID", "other")], overrides).expect("valid");
+    let cluster = config.cluster.as_ref().expect("a cluster");
+    assert_eq!((cluster.id.as_str(), cluster.listen.port()), ("other", 0));
+    let seeds: Vec<String> = cluster.seeds.iter().map(ToString::to_string).collect();
+    assert_eq!(seeds, ["b:1", "[::1]:2", "file:/seeds"]);
+    assert_eq!(
+        (cluster.timing.heartbeat, cluster.detector.interval),
+        (Duration::from_millis(100), cluster.timing.heartbeat)
+    );
+    assert_eq!(cluster.detector.threshold, 9.0);
+    assert!(
+        config
+            .to_toml()
+            .lines()
+            .any(|line| line.starts_with("listen = \"0.0.0.0:0\"") && line.ends_with("# --cluster-listen"))
+    );
+}
+
+#[test]
+fn what_is_shown_of_a_cluster_is_a_configuration_again() {
+    let file = clustered(
+        "listen = '0.0.0.0:0'\nseeds = ['b:1', 'file:/s']\nweight = 7\nmoves_at_once = 2\ndown_after_ms = 900",
+    );
+    let config = load(&file, &[], Overrides::default()).expect("valid");
+    let again = load(&config.to_toml(), &[], Overrides::default()).expect("valid again");
+    assert_eq!(config.to_json(), again.to_json());
+    assert_eq!(config.to_json()["cluster"]["weight"], 7);
+}
+
+#[test]
+fn a_node_is_advertised_where_it_listens_or_as_configured() {
+    let advertised = |keys: &str| {
+        let config = load(&clustered(keys), &[], Overrides::default()).expect(keys);
+        config.cluster.expect("a cluster").advertised(99).to_string()
+    };
+    assert_eq!(advertised("listen = '10.0.0.1:7'"), "10.0.0.1:7");
+    assert_eq!(advertised("listen = '[fd00::1]:0'"), "[fd00::1]:99");
+    assert_eq!(advertised("listen = '10.0.0.1:7'\nadvertise = 'a.example:8'"), "a.example:8");
+    let host = crate::platform::host_name().expect("a name");
+    assert_eq!(advertised(""), format!("{host}:7946"));
+    assert_eq!(advertised("listen = '[::]:0'"), format!("{host}:99"));
+}
+
+#[test]
+fn what_a_cluster_lacks_is_told_with_the_remedy() {
+    for (keys, told) in [
+        ("id = 'My cluster'", "cluster.id = \"My cluster\""),
+        ("listen = 'here'", "cluster.listen = \"here\""),
+        ("advertise = 'a'", "is not where a node can be reached. Write HOST:PORT"),
+        ("advertise = '0.0.0.0:1'", "cluster.advertise = \"0.0.0.0:1\""),
+        ("advertise = '[::]:1'", "cluster.advertise = \"[::]:1\""),
+        ("seeds = ['a:1', 'b']", "cluster.seeds = \"b\""),
+        ("seeds = ['a:0']", "is not where nodes can be found"),
+        ("seeds = ['::1:7']", "cluster.seeds"),
+        ("seeds = ['a b:1']", "cluster.seeds"),
+        ("seeds = ['file:']", "or file:PATH"),
+        ("weight = 0", "from 1 to 1000000"),
+        ("moves_at_once = 65", "from 1 to 64"),
+        ("heartbeat_ms = 625", "cluster.silence_ms = 1250 (default) is not longer than two heartbeats, 1250 ms"),
+        ("down_after_ms = 1", "cluster.down_after_ms"),
+        ("suspicion_threshold = 0", "cluster.suspicion_threshold"),
+    ] {
+        let told_all = refused(&clustered(keys));
+        assert!(told_all.contains(told) && told_all.lines().count() == 1, "{keys}: {told_all}");
+    }
+    let lonely = refused("[node]\nname = 'Box_1'\nzone = 'Z'\n[cluster]\nseeds = ['b:1']\ncert = '/c'");
+    for part in [
+        "log.kind = \"local\" (default) is one node's own, and cluster.cert (",
+        "Set log.kind = \"kafka\"",
+        "Set records.kind = \"scylla\"",
+        "node.name = \"Box_1\"",
+        "node.zone = \"Z\"",
+        "lower-case letters, digits and hyphens",
+        "cluster.ca and cluster.key must be set",
+        "`parlance cert node`",
+    ] {
+        assert!(lonely.contains(part), "no {part:?} in:\n{lonely}");
+    }
+    assert_eq!(lonely.lines().count(), 5, "{lonely}");
+}

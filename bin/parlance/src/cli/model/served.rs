@@ -8,6 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
+    cli::text,
     client::{Api, ApiFailure, Remote, runtime},
     failure::Failure,
     models::mebibytes,
@@ -202,10 +203,6 @@ fn state(model: &Value) -> String {
         (None, Some(reason)) => format!("{state}: {reason}"),
         (None, None) => state,
     }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The node's working directory is another one.

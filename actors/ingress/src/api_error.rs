@@ -167,6 +167,7 @@ fn status(refusal: &Refusal) -> StatusCode {
         Refusal::ModelNotReady { .. }
         | Refusal::Overloaded { .. }
         | Refusal::LogUnavailable(_)
+        | Refusal::NotHere
         | Refusal::RecordsUnavailable(_)
         | Refusal::Draining
         | Refusal::Parked(_)

@@ -18,7 +18,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::{
     api_error::ApiError,
     auth::Auth,
-    chat, conversations, embeddings,
+    chat, cluster_admin, conversations, embeddings,
     error::IngressError,
     frame::frame,
     metrics::HttpMetrics,
@@ -95,6 +95,11 @@ pub(crate) const ROUTES: &[&str] = &[
     "/admin/v1/sessions",
     "/admin/v1/models",
     "/admin/v1/models/{*id}",
+    "/admin/v1/nodes",
+    "/admin/v1/nodes/{name}/drain",
+    "/admin/v1/nodes/{name}/undrain",
+    "/admin/v1/shards",
+    "/admin/v1/shards/{shard}/move",
 ];
 
 /// The router of the public face.
@@ -125,6 +130,11 @@ pub(crate) fn router(app: Shared) -> Router {
         .route("/admin/v1/sessions", get(operations::sessions))
         .route("/admin/v1/models", get(model_admin::list).post(model_admin::load))
         .route("/admin/v1/models/{*id}", get(model_admin::get).delete(model_admin::unload))
+        .route("/admin/v1/nodes", get(cluster_admin::nodes))
+        .route("/admin/v1/nodes/{name}/drain", post(cluster_admin::drain))
+        .route("/admin/v1/nodes/{name}/undrain", post(cluster_admin::undrain))
+        .route("/admin/v1/shards", get(cluster_admin::shards))
+        .route("/admin/v1/shards/{shard}/move", post(cluster_admin::move_shard))
         .fallback(page::serve)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&app), frame))

@@ -15,6 +15,7 @@ mod auth;
 mod body;
 mod call;
 mod chat;
+mod cluster_admin;
 mod conversations;
 mod embeddings;
 mod error;

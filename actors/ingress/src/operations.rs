@@ -11,7 +11,7 @@ use parlance_cluster_protocol::SessionKey;
 use parlance_inference_gateway::ModelListing;
 use serde_json::{Value, json};
 
-use crate::{api_error::ApiError, app::Shared, frame::Caller, ids, models::StateObject, query::Query};
+use crate::{api_error::ApiError, app::Shared, cluster_admin, frame::Caller, ids, models::StateObject, query::Query};
 
 /// Sessions per page.
 const PAGE: usize = 50;
@@ -60,6 +60,7 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
         "open_turns": status.open_turns,
         "stateless": status.stateless,
         "log": { "admits": status.log.is_none(), "reason": status.log },
+        "cluster": app.node.cluster().map(|view| cluster_admin::summary(&view)),
         "models": status.models.iter().map(model).collect::<Vec<_>>(),
         "started_at": app.started_at,
         "version": env!("CARGO_PKG_VERSION"),

@@ -4,6 +4,7 @@ mod allocator;
 mod auth;
 mod cli;
 mod client;
+mod cluster;
 mod config;
 mod failure;
 mod files;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    auth,
+    auth, cluster,
     config::Config,
     failure::{Failure, chain, one_line},
     models, output, secret, stores, tls,
@@ -89,6 +89,11 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     let log = stores::open_log(config).await?;
     let records = stores::open_records(config).await?;
     let user_secret = secret::load(&config.data.join("user-secret"))?;
+    let cluster = match (&config.cluster, checked.cluster) {
+        (Some(cluster), Some(tls)) => Some(cluster::listen(cluster, tls).await?),
+        _ => None,
+    };
+    let cluster_address = cluster.as_ref().map(|cluster| cluster.address.to_string());
     let node = Node::start(NodeOptions {
         node: config.node.name.clone(),
         log,
@@ -98,7 +103,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         sources: Some(models::sources(config)),
         guards: Guards::default(),
         limits: config.limits.node.clone(),
-        cluster: None,
+        cluster: cluster.map(|cluster| cluster.options),
     })
     .await
     .map_err(|error| Failure::failed(chain(&error), "Start it again; the log says more"))?;
@@ -115,7 +120,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     output::json(&Listening {
         event: "listening",
         http: address.to_string(),
-        cluster: None,
+        cluster: cluster_address,
         node: node.name(),
         boot: node.boot(),
     });

@@ -82,7 +82,8 @@ async fn the_description_fits_the_router() {
             operations.as_object().expect("operations").iter().filter(|(name, _)| *name != "parameters")
         {
             assert!(operation["responses"].is_object(), "{method} {path}");
-            let concrete = path.replace("{id}", "x").replace("{item}", "x");
+            let concrete =
+                path.replace("{id}", "x").replace("{item}", "x").replace("{name}", "x").replace("{shard}", "0");
             let method = method.to_uppercase().parse().expect("a method");
             let answer = face.send(request(method, &concrete, &[], "")).await;
             assert_ne!(answer.status, 405, "{path}");
@@ -144,4 +145,23 @@ async fn the_operator_sees_what_models_take() {
     let refused = face.post("/v1/chat/completions", &[], r#"{"messages": [{"role": "user", "content": "x"}]}"#).await;
     let code = refused.error().1;
     assert!(code == "model_not_found" || code == "overloaded", "{}", refused.body);
+}
+
+#[tokio::test]
+async fn a_node_that_is_alone_lists_itself_and_moves_nothing() {
+    let face = Face::new(FAST).await;
+    let nodes = face.get("/admin/v1/nodes").await.json();
+    assert_eq!((&nodes["data"][0]["name"], &nodes["data"][0]["self"]), (&"test".into(), &true.into()));
+    let shards = face.get("/admin/v1/shards").await.json();
+    let all = shards["data"].as_array().expect("a list");
+    assert!(!all.is_empty() && all.iter().all(|shard| shard["owner"] == "test"), "{shards}");
+    for (path, body) in [("/admin/v1/nodes/test/drain", ""), ("/admin/v1/shards/0/move", r#"{"to": "other"}"#)] {
+        assert_eq!(call_from(&face, None, Method::POST, path, body).await.error().1, "operator_only");
+        let refused = call_from(&face, Some("127.0.0.1"), Method::POST, path, body).await.error();
+        assert_eq!((refused.0, &*refused.1), (409, "not_in_a_cluster"), "{path}");
+    }
+    let post = async |path, body| call_from(&face, Some("127.0.0.1"), Method::POST, path, body).await.error();
+    let invalid = |param: &str| (400, "invalid_value".to_owned(), Some(param.to_owned()));
+    assert_eq!(post("/admin/v1/shards/x/move", r#"{"to": "a"}"#).await, invalid("shard"));
+    assert_eq!(post("/admin/v1/shards/0/move", r#"{"to": 5}"#).await, invalid("to"));
 }

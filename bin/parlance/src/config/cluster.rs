@@ -39,7 +39,6 @@ pub(crate) struct ClusterConfig {
     /// This node's name: `node.name`.
     pub(crate) node: NodeName,
     /// What fails together with it: `node.zone`.
-    #[expect(dead_code, reason = "the runtime's membership reads it, and is not wired yet")]
     pub(crate) zone: Option<Zone>,
     /// Where it listens for other nodes. Port 0 takes a free one.
     pub(crate) listen: SocketAddr,

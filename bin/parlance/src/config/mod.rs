@@ -22,7 +22,7 @@ use parlance_actors_runtime::{Limits, ModelMemory};
 use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
-pub(crate) use self::cluster::{ClusterConfig, DEFAULT_CLUSTER};
+pub(crate) use self::cluster::{ClusterConfig, DEFAULT_CLUSTER, Seed};
 use self::layers::Layers;
 pub(crate) use self::stores::{KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings};
 use crate::{

@@ -85,8 +85,6 @@ pub struct Options {
     pub me: Incarnation,
     /// Its cluster.
     pub cluster: ClusterName,
-    /// Where other nodes reach it; port 0 takes a free one.
-    pub listen: SocketAddr,
     /// Its identity.
     pub tls: ClusterTls,
     /// The versions that it speaks: [`VERSIONS`].
@@ -123,20 +121,29 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Starts to listen, and links with whoever comes.
+    /// Begins to listen for nodes; port 0 takes a free one. They are answered once the transport has started.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::Listen`] with the remedy.
+    pub async fn bind(address: SocketAddr) -> Result<TcpListener, TransportError> {
+        TcpListener::bind(address).await.map_err(|source| TransportError::Listen { address, source })
+    }
+
+    /// Links with whoever comes to `listener`, which was [bound](Self::bind).
     ///
     /// # Errors
     ///
     /// [`TransportError`] with the remedy.
     pub async fn start(
         options: Options,
+        listener: TcpListener,
         handler: Arc<dyn Handler>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, TransportError> {
-        let address = options.listen;
-        let listen = |source| TransportError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| TransportError::Listen { address: SocketAddr::from(([0, 0, 0, 0], 0)), source })?;
         let shared = Arc::new(Shared::new(options, handler, observer));
         let failed = |error: &dyn std::fmt::Display| TransportError::Actors(error.to_string());
         let front = Actor::spawn(None, Front, shared.clone()).await.map_err(|error| failed(&error))?.0;

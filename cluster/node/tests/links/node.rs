@@ -142,13 +142,13 @@ async fn guarded(setup: Setup) {
     let options = Options {
         me: Incarnation { name, boot: BootId(setup.boot) },
         cluster,
-        listen: "127.0.0.1:0".parse().expect("an address"),
         tls,
         versions: setup.versions.clone(),
         timing: Timing { silence, ..Timing::default() },
     };
     let answers = Arc::<Answers>::default();
-    let transport = Transport::start(options, answers.clone(), Arc::new(Nobody)).await.expect("it starts");
+    let listener = Transport::bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+    let transport = Transport::start(options, listener, answers.clone(), Arc::new(Nobody)).await.expect("it starts");
     write(&json!({ "address": transport.address() }));
     let transport = Arc::new(transport);
     let mut orders = orders();

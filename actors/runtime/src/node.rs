@@ -51,6 +51,9 @@ use crate::{
 /// Projections at once: while one writes, the next reads and folds. The store has one writer anyway.
 const PROJECTIONS: usize = 2;
 
+/// How long the last writes into the record store may take.
+const STOPS_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a node is made of.
 pub struct NodeOptions {
     /// Its name.
@@ -372,10 +375,15 @@ impl Node {
         cluster.wish(owner, Wish::Move(MoveShard { shard, to: to.to_owned() })).await
     }
 
-    /// Ends the node. In a cluster it hands its shards over first, and goes on serving meanwhile. Then it refuses new turns, lets running ones
-    /// finish, writes everything into the record store, stops. What is still running at the deadline is cut; durable turns go on at the
-    /// next start, or on other nodes.
+    /// Ends the node: [quiesces](Self::quiesce) and [stops](Self::stop).
     pub async fn drain(&self, deadline: Duration) {
+        self.quiesce(deadline).await;
+        self.stop().await;
+    }
+
+    /// Prepares the node's end. In a cluster it hands its shards over first, and goes on serving meanwhile. Then it refuses new turns and lets
+    /// running ones finish. Who watches turns that live on other nodes can go on until the node [stops](Self::stop).
+    pub async fn quiesce(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         self.leaving.store(true, Ordering::Relaxed);
         if let Some(cluster) = &self.services.cluster {
@@ -383,14 +391,20 @@ impl Node {
         }
         self.services.turns.start_draining();
         self.services.stateless.start_draining();
-        while Instant::now() < until && self.busy() {
+        while Instant::now() < until && self.services.turns.open() + self.services.stateless.open() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Writes everything into the record store, leaves the cluster, and stops. What is still running is cut; durable turns go on at the next
+    /// start, or on other nodes.
+    pub async fn stop(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
         for shard in self.shards.actors() {
             let _stopped = shard.cast(crate::shard::ShardMessage::Drain);
         }
-        // Writing views is quick, and without it the next start replays: worth a little time even behind the deadline.
-        let until = until.max(Instant::now() + Duration::from_secs(2));
+        // Writing views is quick, and without it the next start replays.
+        let until = Instant::now() + STOPS_WITHIN;
         while Instant::now() < until && !self.shards.actors().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -398,12 +412,6 @@ impl Node {
             cluster.leave().await;
         }
         self.root.stop(Some("drained".into()));
-    }
-
-    /// Whether anybody waits for an answer from this node.
-    fn busy(&self) -> bool {
-        let watched = self.services.remote().is_some_and(|remote| remote.is_watched());
-        watched || self.services.turns.open() + self.services.stateless.open() > 0
     }
 
     async fn hand_shards_over(&self, cluster: &ClusterServices, until: Instant) {

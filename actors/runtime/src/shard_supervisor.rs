@@ -162,6 +162,7 @@ impl ShardSupervisorState {
 
     fn on_failed(&mut self, actor: ActorId, reason: &str) -> Result<(), ActorProcessingErr> {
         let Some(shard) = self.forget(actor) else { return Ok(()) };
+        self.arguments.table.clear(shard, actor);
         let term = &mut self.terms[usize::from(shard.0)];
         match term.ledger.on_failure(&RestartPolicy::default(), Instant::now().into_std()) {
             Verdict::RestartAfter(delay) => {

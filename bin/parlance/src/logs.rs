@@ -9,13 +9,16 @@ use crate::failure::Failure;
 /// What is logged where nothing else is said.
 pub(crate) const DEFAULT_LEVEL: &str = "info";
 
+/// What says nothing that we do not say ourselves; what an operator asks for comes behind it, and counts.
+const QUIET: &str = "ractor_cluster=error";
+
 /// Starts logging at `level`: `error`, `warn`, `info`, `debug`, `trace`, or filters such as `info,parlance_cluster_log=debug`.
 ///
 /// # Errors
 ///
 /// Exit code 2 if the level is none.
 pub(crate) fn start(level: &str) -> Result<(), Failure> {
-    let filter = EnvFilter::builder().parse(level).map_err(|error| {
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{level}")).map_err(|error| {
         Failure::usage(
             format!("the log level `{level}` is none: {}", crate::failure::chain(&error)),
             "Set --log-level or PARLANCE_LOG to error, warn, info, debug or trace",

@@ -45,7 +45,6 @@ struct Checked {
     models: Vec<ModelSpec>,
     auth: Auth,
     tls: Option<Arc<ServerConfig>>,
-    #[expect(dead_code, reason = "the runtime's links take it, and are not wired yet")]
     cluster: Option<ClusterTls>,
 }
 
@@ -126,7 +125,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     });
     output::greet(format!("Chat at {scheme}://{address}/ or with `parlance chat`. Ctrl-C ends the node."));
     tracing::info!(%address, node = node.name(), zone = config.node.zone, "node started");
-    let failed = node.clone();
+    let (failed, ending) = (node.clone(), node.clone());
     tokio::select! {
         served = parlance_actors_ingress::serve(listener, options, node, stop) => {
             served.map_err(|error| Failure::failed(chain(&error), "Start the node again"))?;
@@ -136,6 +135,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
             return Err(Failure::failed("the node's actors failed again and again", remedy));
         }
     }
+    ending.stop().await;
     tracing::info!("node ended");
     Ok(())
 }
@@ -219,7 +219,7 @@ fn drain_on_signal(node: Node, deadline: Duration) -> Result<impl Future<Output 
             return std::future::pending().await;
         }
         tracing::info!(deadline_s = deadline.as_secs(), "draining");
-        node.drain(deadline).await;
+        node.quiesce(deadline).await;
     })
 }
 

@@ -89,11 +89,6 @@ impl Remote {
         self.links.get().cloned()
     }
 
-    /// Whether turns of other nodes are watched here.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.incoming().values().any(|known| known.writer.has_watchers())
-    }
-
     /// Asks the owner of a session.
     pub(crate) async fn ask(
         self: &Arc<Self>,

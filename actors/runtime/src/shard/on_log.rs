@@ -97,6 +97,11 @@ impl ShardState {
                 self.tell_self_after(AFTER_OUTAGE, Internal::ReadDue { from });
                 return Ok(());
             }
+            // The owner has forgotten what its checkpoint covers: a follower begins anew there, and who took itself for the owner learns that it is not.
+            Err(error @ LogError::OutOfRange { .. }) if self.services.is_clustered() => {
+                self.end_term(&error.to_string());
+                return Ok(());
+            }
             result => result?,
         };
         let mut outputs = Vec::new();

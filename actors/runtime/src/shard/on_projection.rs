@@ -87,11 +87,13 @@ impl ShardState {
         self.checkpoint_started = Some(Instant::now());
         let (services, shard, myself) = (self.services.clone(), self.shard, self.myself.clone());
         let checkpoint = self.projected_to.encode();
+        // A follower may just have read the last checkpoint, and have to begin to read there.
+        let forgotten = if services.is_clustered() { self.checkpointed } else { upto };
         tokio::spawn(async move {
             let result = async {
                 services.records.put_checkpoint(shard, upto, checkpoint).await?;
                 // Only what a durable checkpoint covers may be forgotten by the log.
-                services.log.trim(shard, upto).await?;
+                services.log.trim(shard, forgotten).await?;
                 Ok(())
             };
             let result = result.await;

@@ -184,15 +184,20 @@ impl ShardState {
         if !ends || !self.services.is_clustered() {
             return Err(ShardError::SteppedDown(reason));
         }
-        tracing::debug!(shard = self.shard.0, %reason, "the term ends");
+        self.end_term(&reason.to_string());
+        Ok(())
+    }
+
+    /// Ends the term without a failure: the actor stops, and another one may follow the log anew.
+    pub(super) fn end_term(&mut self, reason: &str) {
+        tracing::debug!(shard = self.shard.0, reason, "the term ends");
         self.term.phase = Phase::Over;
         self.table.clear(self.shard, self.myself.get_id());
         self.dismiss_sessions();
         for (_, command) in mem::take(&mut self.waiting) {
             command.refuse(Refusal::NotHere);
         }
-        self.myself.stop(Some(reason.to_string()));
-        Ok(())
+        self.myself.stop(Some(reason.to_owned()));
     }
 
     pub(super) fn on_foreign_claim(&mut self, epoch: Epoch, node: String, at: TimestampMs) {

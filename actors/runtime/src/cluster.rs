@@ -15,6 +15,7 @@ mod switchboard;
 mod tests;
 mod view;
 mod wire;
+pub(crate) mod workers;
 
 use std::{
     sync::{Arc, OnceLock, PoisonError, RwLock},
@@ -27,12 +28,12 @@ use parlance_cluster_node::{
     identity::Incarnation,
     links::{CallError, Handler, Links, Observer},
     membership::{self, Duty, Versions},
-    placement::Weight,
+    placement::{Weight, cost},
     zone::Zone,
 };
 use parlance_cluster_protocol::{
     ShardId,
-    peer::{Command, Wish},
+    peer::{Command, ServedModel, Wish},
 };
 use prost::Message as _;
 use ractor::ActorRef;
@@ -43,6 +44,7 @@ pub(crate) use self::{
     actor::{Cluster, ClusterArguments, ClusterMessage},
     remote::Remote,
     steward::{Reign, ShardNews},
+    workers::Workers,
 };
 
 /// How long an operator's wish may take to be taken.
@@ -83,9 +85,20 @@ pub struct ClusterOptions {
     pub connect: Connect,
 }
 
+/// A node that has models.
+pub(super) struct WithModels {
+    node: Incarnation,
+    /// Whether it is in this node's zone.
+    is_near: bool,
+    models: Vec<ServedModel>,
+}
+
 /// What the rest of a node needs of its cluster.
 pub(crate) struct ClusterServices {
     pub(crate) remote: Arc<Remote>,
+    pub(crate) workers: Arc<Workers>,
+    /// The other nodes with models, as they last said.
+    with_models: RwLock<Arc<Vec<WithModels>>>,
     actor: OnceLock<ActorRef<ClusterMessage>>,
     view: RwLock<Arc<ClusterView>>,
     /// This start of this node, as it claims shards.
@@ -94,8 +107,35 @@ pub(crate) struct ClusterServices {
 
 impl ClusterServices {
     pub(crate) fn new(options: &ClusterOptions) -> Self {
-        let remote = Arc::new(Remote::new());
-        Self { remote, actor: OnceLock::new(), view: RwLock::default(), me: options.me.to_string() }
+        Self {
+            remote: Arc::new(Remote::new()),
+            workers: Arc::new(Workers::new()),
+            with_models: RwLock::default(),
+            actor: OnceLock::new(),
+            view: RwLock::default(),
+            me: options.me.to_string(),
+        }
+    }
+
+    /// The node that should make a reply with that model, if another one has it: one where nothing waits, then one in this zone, then always
+    /// the same for the same `affinity`, which is the session's: its KV cache is warm there.
+    ///
+    /// With `idle`, none where something waits.
+    pub(crate) fn worker_for(&self, model: &str, affinity: u64, idle: bool) -> Option<Incarnation> {
+        let nodes = self.with_models.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let fit = nodes.iter().filter_map(|node| {
+            let served = node.models.iter().find(|served| served.names.iter().any(|name| name == model))?;
+            let shard = (affinity ^ affinity >> 32) as u32;
+            if idle && served.waiting > 0 {
+                return None;
+            }
+            Some(((served.waiting > 0, !node.is_near, cost(&node.node.name, Weight::ONE, shard)), node.node.clone()))
+        });
+        fit.min_by_key(|(rank, _)| *rank).map(|(_, node)| node)
+    }
+
+    fn set_with_models(&self, nodes: Vec<WithModels>) {
+        *self.with_models.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(nodes);
     }
 
     /// The cluster as this node sees it.
@@ -171,6 +211,14 @@ mod kind {
     pub(super) const UNWATCH: u32 = 5;
     /// An operator's [`Command`](parlance_cluster_protocol::peer::Command), answered by nothing, or a failure with the reason.
     pub(super) const COMMAND: u32 = 6;
+    /// A [`Generate`](parlance_cluster_protocol::peer::Generate), answered by an [`Answer`](parlance_cluster_protocol::peer::Answer).
+    pub(super) const GENERATE: u32 = 7;
+    /// A [`Generated`](parlance_cluster_protocol::peer::Generated); nobody answers.
+    pub(super) const GENERATED: u32 = 8;
+    /// An [`Unwatch`](parlance_cluster_protocol::peer::Unwatch) of a reply that is generated; nobody answers.
+    pub(super) const UNWANTED: u32 = 9;
+    /// A [`CheckTurn`](parlance_cluster_protocol::peer::CheckTurn), answered by an [`Answer`](parlance_cluster_protocol::peer::Answer).
+    pub(super) const CHECK: u32 = 10;
 }
 
 /// A node's duty as operators name it.

@@ -77,6 +77,11 @@ impl<S: Blockable> Guarded<S> {
         }
     }
 
+    /// There will be no reply, and why; it is no matter for the guard.
+    pub(crate) fn fail(&mut self, refusal: Refusal) {
+        self.block(refusal);
+    }
+
     fn block(&mut self, refusal: Refusal) -> bool {
         self.blocked = true;
         self.sink.blocked(refusal);

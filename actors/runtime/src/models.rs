@@ -134,6 +134,12 @@ impl Models {
         Ok(prepare(&*replica, turn(&items, options, History::Given))?.prompt.token_count)
     }
 
+    /// Whether requests wait for the model on this node.
+    pub(crate) fn is_crowded(&self, model: &str) -> bool {
+        let name = self.0.registry.canonical_name(model);
+        name.ok().and_then(|name| self.0.registry.listing(&name)).is_some_and(|listing| listing.load.waiting > 0)
+    }
+
     /// Whether a turn of that size may be accepted now. A model that is not ready has its turns wait for it.
     ///
     /// # Errors

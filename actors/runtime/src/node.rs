@@ -16,12 +16,13 @@ use std::{
 use parlance_actors_dialogue as dialogue;
 use parlance_actors_guard::Guards;
 use parlance_cluster_log::ShardLog;
+use parlance_cluster_node::identity::Incarnation;
 use parlance_cluster_protocol::{
     ShardId, TurnId,
     peer::{MoveShard, Wish},
 };
 use parlance_cluster_records::RecordStore;
-use parlance_inference_gateway::{ModelListing, ModelRegistry, ModelState};
+use parlance_inference_gateway::{GatewayError, ModelListing, ModelRegistry, ModelState};
 use ractor::{Actor, ActorRef};
 use tokio::{
     sync::{Semaphore, watch},
@@ -108,6 +109,12 @@ impl Services {
     /// The way to sessions of other nodes.
     pub(crate) fn remote(&self) -> Option<&Arc<Remote>> {
         self.cluster.as_ref().map(|cluster| &cluster.remote)
+    }
+
+    /// Another node that should make a reply with that model; with `idle`, one where nothing waits.
+    pub(crate) fn worker_elsewhere(&self, model: &str, affinity: u64, idle: bool) -> Option<Incarnation> {
+        let model = if model.is_empty() { parlance_inference_gateway::DEFAULT_MODEL } else { model };
+        self.cluster.as_ref()?.worker_for(model, affinity, idle)
     }
 
     /// Tells the cluster's actor, if there is one, what became of a shard's actor.
@@ -305,8 +312,17 @@ impl Node {
             reasons.push(format!("{unowned} of {all} shards have no owner yet"));
         }
         reasons.extend(self.services.log.admission().err().map(|error| error.to_string()));
-        reasons.extend(self.models().missing().iter().map(ToString::to_string));
+        let missing = self.models().missing();
+        reasons.extend(missing.iter().filter(|missing| !self.has_elsewhere(missing)).map(ToString::to_string));
         Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Whether a model that this node is not meant to have is served by another one.
+    fn has_elsewhere(&self, missing: &GatewayError) -> bool {
+        match missing {
+            GatewayError::ModelNotFound { name, .. } => self.services.worker_elsewhere(name, 0, false).is_some(),
+            _ => false,
+        }
     }
 
     /// For the operator.

@@ -14,6 +14,7 @@ use parlance_actors_dialogue::{Caller, Command, Dialogue, DialogueError, Request
 use parlance_cluster_protocol::{SessionKey, TimestampMs, TurnAccepted, TurnId, UserHash};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, ActorRuntime, SpawnErr, SupervisionEvent};
 
+pub(crate) use self::generation::is_missing;
 use self::{generation::Generation, stream::OpenStream};
 use crate::{
     Refusal,

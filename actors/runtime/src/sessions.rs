@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{future::join_all, join};
 use parlance_actors_dialogue::DEDUPE_TTL_MS;
 use parlance_cluster_protocol::{
-    BodyHash, GenerationOptions, History, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated,
+    BodyHash, GenerationOptions, History, Item, ItemsAdded, Origin, Replied, SessionKey, SessionOpened, SessionUpdated,
     ShardId, TimestampMs, TurnAccepted, TurnFailed, TurnId, UserHash,
 };
 use parlance_cluster_records::Order;
@@ -21,9 +21,11 @@ pub use self::views::{SessionInfo, SessionItem};
 use crate::{
     AcceptedTurn, Idempotency, Refusal, TurnOutcome, TurnRequest, TurnStream,
     admission::Permit,
+    cluster::workers,
     metrics,
     node::{self, Services},
     request::{SessionAnswer, SessionCommand, SessionRequest, Submit},
+    session::is_missing,
     shard::ShardMessage,
     shards::{Route, ShardTable},
     turn::TurnWriter,
@@ -107,12 +109,9 @@ impl Sessions {
 
     async fn try_submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
         self.services.models.fetch(&request.options.model).await?;
-        let prompt_tokens = self.services.models.check(
-            &request.options,
-            &request.input,
-            request.instructions.as_deref(),
-            request.history,
-        )?;
+        let instructions = request.instructions.as_deref();
+        let check = self.check(session, &request.options, &request.input, instructions, request.history);
+        let prompt_tokens = check.await?;
         let turn = self.bind_key(session, request.idempotency.as_ref(), request.turn).await?;
         let (event_id, body_hash) = event(request.idempotency);
         let turn = TurnAccepted {
@@ -130,6 +129,28 @@ impl Sessions {
         };
         let TurnRequest { user, create, behind, .. } = request;
         self.accept(session, Submit { turn: Box::new(turn), user, create, behind, prompt_tokens }).await
+    }
+
+    /// Whether a turn fits its model, and how many tokens it has, by a node that serves the model.
+    async fn check(
+        &self,
+        session: &SessionKey,
+        options: &GenerationOptions,
+        input: &[Item],
+        instructions: Option<&str>,
+        history: History,
+    ) -> Result<u32, Refusal> {
+        let refusal = match self.services.models.check(options, input, instructions, history) {
+            Err(refusal) if is_missing(&refusal) => refusal,
+            checked => return checked,
+        };
+        let (Some(node), Some(cluster)) =
+            (self.services.worker_elsewhere(&options.model, 0, false), &self.services.cluster)
+        else {
+            return Err(refusal);
+        };
+        let turn = workers::turn_to_check(options, input, instructions, history);
+        cluster.workers.check(&node.name, workers::encode_turn(&session.tenant, turn)).await
     }
 
     /// The turn that a request with this key, if it has one, is: `turn` for the first such request.
@@ -167,7 +188,7 @@ impl Sessions {
     pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
         let options = request.options.unwrap_or_default();
         self.services.models.fetch(&options.model).await?;
-        let prompt_tokens = self.services.models.check(&options, &[], None, History::Session)?;
+        let prompt_tokens = self.check(session, &options, &[], None, History::Session).await?;
         let replaces = match request.replaces {
             Some(turn) => turn,
             None => self.last_turn(session).await?,

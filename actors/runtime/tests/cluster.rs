@@ -61,6 +61,11 @@ impl World {
     }
 
     async fn add(&mut self, name: &str) {
+        self.add_with(name, true).await;
+    }
+
+    /// Without models a node is owner and ingress alone.
+    async fn add_with(&mut self, name: &str, has_models: bool) {
         self.boots += 1;
         let me = Incarnation { name: name.parse().expect("a name"), boot: BootId(self.boots) };
         let network = self.network.clone();
@@ -93,7 +98,8 @@ impl World {
             cluster: Some(cluster),
             ..options_with_shards(scratch, self.script, 1)
         };
-        let node = Node::start(options).await.expect("the node starts");
+        let models = if has_models { options.models } else { vec![] };
+        let node = Node::start(NodeOptions { models, ..options }).await.expect("the node starts");
         self.nodes.push(Member { name: me.name, node, log });
     }
 
@@ -286,6 +292,56 @@ async fn a_node_that_is_cut_off_loses_its_shards_and_comes_back() {
     world.settled().await;
     let accepted = world.node("c").sessions().submit(&chat, request("again")).await.expect("accepted");
     reply(accepted).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_anywhere_answer_for_sessions_everywhere() {
+    let mut world = World::of(&["a", "b"], "scripted:ttft_ms=5,token_ms=2,tokens=30").await;
+    world.add_with("c", false).await;
+    world.settled().await;
+    let chat = session_of(&world, "c");
+    world
+        .wait("c knows of models", |world| {
+            let node = world.node("c").clone();
+            node.models().list().is_empty() && node.readiness().ready
+        })
+        .await;
+    for (number, name) in ["c", "a", "c"].into_iter().enumerate() {
+        let text = format!("message {number}");
+        let mut turn = request(&text);
+        turn.options.model = "scripted".into();
+        let accepted = world.node(name).sessions().submit(&chat, turn).await.expect("accepted");
+        assert!(reply(accepted).await.text.starts_with(&mark(&text)));
+    }
+    let mut unknown = request("to nobody");
+    unknown.options.model = "nothing".into();
+    let refused = world.node("c").sessions().submit(&chat, unknown).await.expect_err("nobody has it");
+    assert_eq!(refused.code(), "model_not_found");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_goes_on_when_its_model_s_node_dies() {
+    let mut world = World::of(&["a", "b"], "scripted:ttft_ms=20,token_ms=25,tokens=80").await;
+    world.add_with("c", false).await;
+    world.settled().await;
+    let chat = session_of(&world, "c");
+    let accepted = world.node("c").sessions().submit(&chat, request("survive")).await.expect("accepted");
+    let mut stream = accepted.stream;
+    let mut shown = String::new();
+    while shown.len() < 40 {
+        match stream.next().await {
+            Some(TurnEvent::Delta { text, .. }) => shown.push_str(&text),
+            other => panic!("after {shown:?}: {other:?}"),
+        }
+    }
+    let working = ["a", "b"].into_iter().find(|name| world.node(name).models().list()[0].load.running > 0);
+    world.kill(working.expect("one of them works"));
+    let (rest, outcome) = finish(stream).await;
+    let TurnOutcome::Replied(replied) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(shown + &rest, replied.text, "it goes on where it was");
+    assert!(replied.text.starts_with(&mark("survive")));
     world.stop().await;
 }
 

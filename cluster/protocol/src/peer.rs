@@ -7,6 +7,10 @@
 //!      ◀── Chunk, Chunk, … Chunk{end} (casts) ────       the text of a turn, under the stream's number in Ask
 //!      ── Unwatch (cast) ─────────────────────────▶       nobody watches any more
 //! every node ── Report (cast) ──▶ every other node
+//!
+//! owner's node                                 node with a model
+//!      ── Generate (call) ────────────────────────▶
+//!      ◀── Generated, Generated, … (casts) ───────       tokens of the reply, under the stream's number in Generate
 //! ```
 //!
 //! A node answers only for shards that it owns; from everybody else comes [`Answered::NotOwner`], and nothing was done. Numbers of fields are
@@ -86,7 +90,7 @@ pub struct AskSettle {
 #[derive(Clone, PartialEq, Message)]
 pub struct Answer {
     /// The answer.
-    #[prost(oneof = "Answered", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Answered", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub answered: Option<Answered>,
 }
 
@@ -114,6 +118,9 @@ pub enum Answered {
     /// The session's shard is not this node's. Nothing was done.
     #[prost(message, tag = "7")]
     NotOwner(Done),
+    /// The turn fits the model; so many tokens it has.
+    #[prost(uint32, tag = "8")]
+    Fits(u32),
 }
 
 /// A turn that was accepted.
@@ -210,6 +217,23 @@ pub struct Report {
     /// What it wants to hand over, so that the receivers follow.
     #[prost(message, repeated, tag = "5")]
     pub handing: Vec<Handing>,
+    /// The models with which it answers now.
+    #[prost(message, repeated, tag = "6")]
+    pub models: Vec<ServedModel>,
+}
+
+/// A model that a node serves, and what it has to do.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ServedModel {
+    /// The name, and other names for it.
+    #[prost(string, repeated, tag = "1")]
+    pub names: Vec<String>,
+    /// Requests that are being answered.
+    #[prost(uint32, tag = "2")]
+    pub running: u32,
+    /// Requests that wait.
+    #[prost(uint32, tag = "3")]
+    pub waiting: u32,
 }
 
 /// A shard that is to be handed over.
@@ -232,6 +256,127 @@ pub struct OwnedShard {
     /// Where the claim lies in the shard's log: of two nodes that say they own a shard, the one with the later claim is right.
     #[prost(uint64, tag = "2")]
     pub claimed_at: u64,
+}
+
+/// Asks for the reply to a turn whose session lives elsewhere.
+#[derive(Clone, PartialEq, Message)]
+pub struct Generate {
+    /// Under which number it is sent back. Chosen by the asker, unique in its start.
+    #[prost(fixed64, tag = "1")]
+    pub stream: u64,
+    /// An encoded [`SessionRecord`](crate::SessionRecord) of an accepted turn: its input is the whole prompt, as the guard let it through.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub turn: Bytes,
+    /// The attempt, counted from 1.
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    /// Tokens that the reply begins with, if the model is the one that made them.
+    #[prost(uint32, repeated, tag = "4")]
+    pub forced: Vec<u32>,
+    /// That model.
+    #[prost(message, optional, tag = "5")]
+    pub forced_model: Option<ModelName>,
+    /// Equal for all turns of the session, never 0.
+    #[prost(fixed64, tag = "6")]
+    pub affinity: u64,
+    /// How long the turn may still take, in milliseconds: clocks differ.
+    #[prost(uint64, tag = "7")]
+    pub left_ms: u64,
+}
+
+/// Asks whether a turn fits a model that is served there, before it is accepted. Answered by [`Answered::Fits`] or [`Answered::Refused`].
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckTurn {
+    /// An encoded [`SessionRecord`](crate::SessionRecord) of the turn.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub turn: Bytes,
+}
+
+/// Which model exactly.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ModelName {
+    /// The name that it is served under.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Of its weights.
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    /// How it computes: equal where replies are equal to the last bit.
+    #[prost(string, tag = "3")]
+    pub numerics: String,
+}
+
+/// More of a reply that was asked for by [`Generate`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Generated {
+    /// The number that the asker chose.
+    #[prost(fixed64, tag = "1")]
+    pub stream: u64,
+    /// What is new.
+    #[prost(oneof = "GeneratedKind", tags = "2, 3, 4, 5, 6")]
+    pub kind: Option<GeneratedKind>,
+}
+
+/// See [`Generated`].
+#[derive(Clone, PartialEq, Oneof)]
+pub enum GeneratedKind {
+    /// The model has taken it up.
+    #[prost(message, tag = "2")]
+    Started(Started),
+    /// More tokens.
+    #[prost(message, tag = "3")]
+    More(More),
+    /// The reply is complete.
+    #[prost(message, tag = "4")]
+    Finished(Finished),
+    /// There will be none.
+    #[prost(message, tag = "5")]
+    Failed(Refused),
+    /// The worker has died.
+    #[prost(message, tag = "6")]
+    Died(Done),
+}
+
+/// A model has taken a turn up.
+#[derive(Clone, PartialEq, Message)]
+pub struct Started {
+    /// The model.
+    #[prost(message, optional, tag = "1")]
+    pub model: Option<ModelName>,
+    /// Whether it goes on behind the forced tokens.
+    #[prost(bool, tag = "2")]
+    pub continues: bool,
+    /// Tokens of the prompt.
+    #[prost(uint32, tag = "3")]
+    pub prompt_tokens: u32,
+}
+
+/// More tokens of a reply, and the text that became certain.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct More {
+    /// The tokens.
+    #[prost(uint32, repeated, tag = "1")]
+    pub ids: Vec<u32>,
+    /// The text.
+    #[prost(string, tag = "2")]
+    pub text: String,
+}
+
+/// A reply is complete.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Finished {
+    /// Whether the limit of tokens ended it.
+    #[prost(bool, tag = "1")]
+    pub by_length: bool,
+    /// Tokens of the prompt.
+    #[prost(uint32, tag = "2")]
+    pub prompt: u32,
+    /// Tokens of the reply.
+    #[prost(uint32, tag = "3")]
+    pub completion: u32,
+    /// Tokens of the prompt that were in memory already.
+    #[prost(uint32, tag = "4")]
+    pub cached: u32,
 }
 
 /// What an operator wants of a node, told by the node that the operator spoke to.

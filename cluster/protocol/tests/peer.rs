@@ -4,8 +4,9 @@ use bytes::Bytes;
 use parlance_cluster_protocol::{
     SessionKey, WireError,
     peer::{
-        Accepted, Answer, Answered, Ask, AskRecord, AskSettle, AskTurn, Asked, Bound, Chunk, Command, Done, End,
-        Handing, MoveShard, OwnedShard, Refused, Report, Unwatch, Wish, decode,
+        Accepted, Answer, Answered, Ask, AskRecord, AskSettle, AskTurn, Asked, Bound, CheckTurn, Chunk, Command, Done,
+        End, Finished, Generate, Generated, GeneratedKind, Handing, ModelName, More, MoveShard, OwnedShard, Refused,
+        Report, ServedModel, Started, Unwatch, Wish, decode,
     },
 };
 use prost::Message;
@@ -87,11 +88,42 @@ fn what_is_reported() {
         warm: vec![2, 300],
         silent: vec!["b@0000000000000001".into()],
         handing: vec![Handing { shard: 1, to: "c@0000000000000002".into() }],
+        models: vec![],
     };
     assert_bytes(
         &report,
         "08051206080110f0a2041a0302ac0222126240303030303030303030303030303030312a1608011212634030303030303030303030303030303032",
     );
+}
+
+#[test]
+fn what_models_are_asked_and_answer() {
+    let model = ModelName { name: "small".into(), digest: "d1".into(), numerics: "int4-1".into() };
+    let generate = Generate {
+        stream: 9,
+        turn: Bytes::from_static(b"turn"),
+        attempt: 2,
+        forced: vec![5, 300],
+        forced_model: Some(model.clone()),
+        affinity: 7,
+        left_ms: 60_000,
+    };
+    assert_bytes(&generate, "09090000000000000012047475726e1802220305ac022a130a05736d616c6c120264311a06696e74342d3131070000000000000038e0d403");
+    assert_bytes(&CheckTurn { turn: Bytes::from_static(b"turn") }, "0a047475726e");
+    assert_bytes(&Answer { answered: Some(Answered::Fits(300)) }, "40ac02");
+    let refused = Refused { kind: 20, texts: vec!["no".into()], number: 0 };
+    let finished = Finished { by_length: true, prompt: 300, completion: 2, cached: 1 };
+    for (kind, hex) in [
+        (GeneratedKind::Started(Started { model: Some(model), continues: true, prompt_tokens: 300 }), "090900000000000000121a0a130a05736d616c6c120264311a06696e74342d31100118ac02"),
+        (GeneratedKind::More(More { ids: vec![5, 300], text: "so".into() }), "0909000000000000001a090a0305ac021202736f"),
+        (GeneratedKind::Finished(finished), "0909000000000000002209080110ac0218022001"),
+        (GeneratedKind::Failed(refused), "0909000000000000002a06081412026e6f"),
+        (GeneratedKind::Died(Done {}), "0909000000000000003200"),
+    ] {
+        assert_bytes(&Generated { stream: 9, kind: Some(kind) }, hex);
+    }
+    let served = ServedModel { names: vec!["small".into(), "default".into()], running: 3, waiting: 1 };
+    assert_bytes(&Report { models: vec![served], ..Report::default() }, "32140a05736d616c6c0a0764656661756c7410031801");
 }
 
 #[test]

@@ -14,8 +14,9 @@ use parlance_cluster_node::{
 };
 use parlance_cluster_protocol::{
     ShardId,
-    peer::{MoveShard, Report, Wish},
+    peer::{MoveShard, Report, ServedModel, Wish},
 };
+use parlance_inference_engine::ModelKind;
 use prost::Message as _;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{
@@ -179,15 +180,18 @@ impl ClusterState {
     async fn start(myself: ActorRef<ClusterMessage>, arguments: ClusterArguments) -> Result<Self, ActorProcessingErr> {
         let ClusterArguments { options, services, table } = arguments;
         let cluster = services.cluster.as_ref().ok_or("a node that is in no cluster has no part in one")?;
-        let remote = cluster.remote.clone();
+        let (remote, workers) = (cluster.remote.clone(), cluster.workers.clone());
         let switchboard = Arc::new(Switchboard {
             cluster: myself.clone(),
             sessions: Sessions::new(services.clone(), table.clone()),
             remote: remote.clone(),
+            workers: workers.clone(),
+            services: services.clone(),
             heard: std::sync::Mutex::default(),
         });
         let links = (options.connect)(switchboard.clone(), switchboard.clone()).await?;
         remote.set_links(links.clone());
+        workers.set_links(links.clone());
         // There is one start.
         let _ = cluster.actor.set(myself.clone());
         let me = Member {
@@ -393,6 +397,7 @@ impl ClusterState {
         self.report();
         let linked: Vec<NodeName> = self.links.links().into_iter().map(|link| link.peer.name).collect();
         if let Some(cluster) = &self.services.cluster {
+            cluster.set_with_models(self.steward.with_models(&me, &members));
             cluster.set_view(ClusterView::of(&self.options.id, &me, &members, &linked, &self.steward));
         }
     }
@@ -416,8 +421,8 @@ impl ClusterState {
 
     /// Tells everybody what this node owns and hears: at once where that changed, and now and then.
     fn report(&mut self) {
-        let report = self.steward.report();
-        let is_news = Report { number: 0, ..report.clone() } != Report { number: 0, ..self.last_report.clone() };
+        let report = Report { models: self.models(), ..self.steward.report() };
+        let is_news = told(&report) != told(&self.last_report);
         let is_due = self.reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY);
         if !is_news && !is_due {
             return;
@@ -428,6 +433,19 @@ impl ClusterState {
         for link in self.links.links() {
             self.send(&link.peer.name, kind::REPORT, payload.clone());
         }
+    }
+
+    /// The models that answer turns on this node now.
+    fn models(&self) -> Vec<ServedModel> {
+        let listings = self.services.models.registry().list();
+        let answering =
+            listings.into_iter().filter(|listing| listing.kind == Some(ModelKind::Chat) && listing.replicas > 0);
+        let served = answering.map(|listing| ServedModel {
+            names: [listing.name].into_iter().chain(listing.aliases).collect(),
+            running: listing.load.running as u32,
+            waiting: listing.load.waiting as u32,
+        });
+        served.collect()
     }
 
     /// Sends what may get lost.
@@ -461,6 +479,12 @@ impl ClusterState {
         }
         self.dialled = addresses;
     }
+}
+
+/// What of a report is worth telling at once.
+fn told(report: &Report) -> Report {
+    let idle = |served: &ServedModel| ServedModel { running: 0, waiting: 0, ..served.clone() };
+    Report { number: 0, models: report.models.iter().map(idle).collect(), ..report.clone() }
 }
 
 /// Where the nodes of a seed are: every address of its name, or the lines of a file. What cannot be looked up now is at another time.

@@ -181,7 +181,7 @@ impl Remote {
             (Some(Answered::Stopped(was_open)), _) => Attempt::Answered(Ok(SessionAnswer::Stopped(was_open))),
             (Some(Answered::Refused(refused)), _) => Attempt::Answered(Err(wire::decode_refusal(refused))),
             (Some(Answered::NotOwner(_)), _) => Attempt::NotBegun,
-            (Some(Answered::Accepted(_)) | None, _) => wrong(),
+            (Some(Answered::Accepted(_) | Answered::Fits(_)) | None, _) => wrong(),
         }
     }
 

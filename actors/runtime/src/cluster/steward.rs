@@ -23,6 +23,7 @@ use parlance_cluster_protocol::{
     peer::{Handing, OwnedShard, Report},
 };
 
+use super::WithModels;
 use crate::shard_supervisor::Assignment;
 
 /// After its start a node takes nothing that nobody owns, so that all of a new cluster's nodes can be there first.
@@ -262,6 +263,17 @@ impl Steward {
             return self.mine.iter().filter(|mine| matches!(mine, Mine::Owned { .. })).count();
         }
         self.peers.get(&node.name).filter(|peer| peer.node == *node).map_or(0, |peer| peer.report.owned.len())
+    }
+
+    /// The other nodes that this one hears of and that have models.
+    pub(crate) fn with_models(&self, me: &Member, members: &[Seen]) -> Vec<WithModels> {
+        let of = |seen: &Seen| {
+            let peer = self.peers.get(&seen.member.node.name).filter(|peer| peer.node == seen.member.node)?;
+            let models = peer.report.models.clone();
+            let is_near = seen.member.zone == me.zone;
+            (!models.is_empty()).then(|| WithModels { node: seen.member.node.clone(), is_near, models })
+        };
+        self.heard(members).filter_map(of).collect()
     }
 
     /// Whether this node does not hear of `node`.

@@ -15,8 +15,8 @@ use parlance_cluster_protocol::peer::{self, Command, Wish};
 use ractor::ActorRef;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{ClusterMessage, Remote, kind};
-use crate::{metrics, sessions::Sessions};
+use super::{ClusterMessage, Remote, Workers, kind};
+use crate::{metrics, node::Services, sessions::Sessions};
 
 /// Code of a failure for a kind of message that this build does not know.
 const UNKNOWN_KIND: u32 = 100;
@@ -30,6 +30,8 @@ pub(super) struct Switchboard {
     pub(super) cluster: ActorRef<ClusterMessage>,
     pub(super) sessions: Sessions,
     pub(super) remote: Arc<Remote>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) services: Arc<Services>,
     /// Who was heard since the actor asked last: not a message each time. Bound: as many as there are links.
     pub(super) heard: Mutex<HashSet<Incarnation>>,
 }
@@ -57,6 +59,8 @@ impl Handler for Switchboard {
         match kind {
             kind::ASK => self.remote.serve(&self.sessions, from, payload, deadline),
             kind::COMMAND => command(self.cluster.clone(), payload),
+            kind::GENERATE => self.workers.serve(&self.services, from, payload),
+            kind::CHECK => Workers::serve_check(&self.services, payload),
             kind => {
                 let reason = format!("messages of kind {kind} are not known to this version");
                 Box::pin(async move { Err(Failure { code: UNKNOWN_KIND, reason }) })
@@ -79,6 +83,14 @@ impl Handler for Switchboard {
                 Ok(unwatch) => self.remote.on_unwatch(from, unwatch),
                 Err(_) => metrics::peer_message_refused("unwatch"),
             },
+            kind::GENERATED => match peer::decode("reply by another node", payload) {
+                Ok(generated) => self.workers.on_generated(from, generated),
+                Err(_) => metrics::peer_message_refused("generated"),
+            },
+            kind::UNWANTED => match peer::decode("end of a reply", payload) {
+                Ok(unwatch) => self.workers.on_unwatch(from, unwatch),
+                Err(_) => metrics::peer_message_refused("unwanted"),
+            },
             // Of a newer version.
             _ => metrics::peer_message_refused("unknown"),
         }
@@ -92,6 +104,7 @@ impl Observer for Switchboard {
 
     fn down(&self, peer: &Incarnation) {
         self.remote.on_link_down(peer);
+        self.workers.on_link_down(peer);
         self.tell(ClusterMessage::LinkDown(peer.clone()));
     }
 

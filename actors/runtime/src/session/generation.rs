@@ -11,6 +11,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use parlance_actors_dialogue::{Command, DialogueError, Failure, GenerationOrder};
+use parlance_cluster_node::identity::Incarnation;
 use parlance_cluster_protocol::{FinishReason, Item, ModelTag, TurnId, Usage};
 use parlance_inference_engine::{CancelHandle, EngineError, EventSink, GenerateEvent};
 use ractor::ActorRef;
@@ -19,6 +20,7 @@ use tokio::time;
 use super::{Internal, SessionMessage, SessionState};
 use crate::{
     Refusal,
+    cluster::workers::{self, Worked},
     guarded::{Blockable, Guarded, Reviewed},
     node::{Services, finish_reason, token_counts},
 };
@@ -198,7 +200,79 @@ async fn run(services: &Services, tenant: &str, order: GenerationOrder, reporter
     }
 }
 
+/// Has a model answer: one of this node, or of another one where this one has none, or has others waiting for it.
 async fn attempt(
+    services: &Services,
+    tenant: &str,
+    order: &GenerationOrder,
+    messages: &[&Item],
+    reporter: &Reporter,
+) -> Result<(), Refusal> {
+    let elsewhere = |idle| services.worker_elsewhere(&order.options.model, order.affinity, idle);
+    if services.models.is_crowded(&order.options.model)
+        && let Some(node) = elsewhere(true)
+        && attempt_there(services, tenant, order, messages, reporter, &node).await.is_ok()
+    {
+        return Ok(());
+    }
+    match attempt_here(services, tenant, order, messages, reporter).await {
+        Err(refusal) if is_missing(&refusal) => match elsewhere(false) {
+            Some(node) => attempt_there(services, tenant, order, messages, reporter, &node).await,
+            None => Err(refusal),
+        },
+        answer => answer,
+    }
+}
+
+/// Whether another node may have the model that this one lacks.
+pub(crate) fn is_missing(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } | Refusal::ModelNotReady { .. })
+}
+
+/// Has a model of another node answer.
+async fn attempt_there(
+    services: &Services,
+    tenant: &str,
+    order: &GenerationOrder,
+    messages: &[&Item],
+    reporter: &Reporter,
+    node: &Incarnation,
+) -> Result<(), Refusal> {
+    let Some(cluster) = &services.cluster else { return Err(Refusal::Engine(EngineError::Stopped)) };
+    let taken = Arc::new(AtomicBool::new(false));
+    let sink = Sink { reporter: reporter.clone(), ended: false, taken: taken.clone() };
+    let sink = Guarded::new(&services.guards, tenant, sink)?;
+    let listener = Box::new(There { reporter: reporter.clone(), sink });
+    let turn = workers::request(tenant, order, messages, services.clock.now());
+    cluster.workers.generate(node, turn, listener).await?;
+    if taken.swap(true, Ordering::Relaxed) {
+        reporter.report(Event::Failed(broke_off("the model's node is gone")));
+    }
+    Ok(())
+}
+
+/// Hears what a model of another node says.
+struct There {
+    reporter: Reporter,
+    sink: Guarded<Sink>,
+}
+
+impl Worked for There {
+    fn started(&mut self, model: ModelTag, continues: bool, prompt_tokens: u32) -> bool {
+        self.reporter.report(Event::Started { model, continues, prompt_tokens })
+    }
+
+    fn event(&mut self, event: GenerateEvent) -> bool {
+        self.sink.send(event)
+    }
+
+    fn failed(&mut self, refusal: Refusal) {
+        self.sink.fail(refusal);
+    }
+}
+
+/// Has a model of this node answer.
+async fn attempt_here(
     services: &Services,
     tenant: &str,
     order: &GenerationOrder,

@@ -26,6 +26,9 @@ use crate::{
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 
+/// The default model of a node that has none, and leaves answering to other nodes.
+const NO_MODEL: &str = "none";
+
 /// Names of nodes, zones and models go into file names, metrics and logs.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -224,7 +227,20 @@ impl Reader {
         if names.is_empty() {
             names.insert(DEFAULT_MODEL.to_owned());
         }
+        if self.text("models.default.source").as_deref() == Some(NO_MODEL) && self.may_have_none(&names) {
+            names.remove(DEFAULT_MODEL);
+        }
         names.into_iter().filter_map(|name| self.model(&name).map(|model| (name, model))).collect()
+    }
+
+    /// Whether the node may do without models: other nodes have to answer for its sessions.
+    fn may_have_none(&mut self, names: &BTreeSet<String>) -> bool {
+        if names.len() == 1 && self.any_set_in("cluster").is_none() {
+            let remedy = "Name a model, or set [cluster], whose other nodes have some";
+            self.wrong("models.default.source", format!("\"{NO_MODEL}\""), "leaves this node without a model", remedy);
+            return false;
+        }
+        true
     }
 
     /// A number of a model's section; `None` where it is not given, or out of range, which is told.

@@ -48,7 +48,7 @@ pub(crate) struct Overrides {
     /// Where `parlance model fetch` keeps weights [default: usually ~/.local/share/parlance/models]
     #[arg(long, value_name = "DIR")]
     pub(crate) model_dir: Option<PathBuf>,
-    /// The model named `default`: a fetched one by name, a GGUF file or a directory by path, or scripted:ttft_ms=20,token_ms=5
+    /// The model named `default`: a fetched one by name, a GGUF file or a directory by path, scripted:ttft_ms=20,token_ms=5, or none
     #[arg(long, value_name = "NAME|PATH|scripted:…")]
     pub(crate) model: Option<String>,
     /// This node's name [default: the host's name]
@@ -88,7 +88,7 @@ pub(crate) struct Config {
     pub(crate) cluster: Option<ClusterConfig>,
     pub(crate) log: LogConfig,
     pub(crate) records: RecordsConfig,
-    /// By the name that a model is served under. Never empty.
+    /// By the name that a model is served under. Empty only in a cluster.
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,
     pub(crate) api_key_file: Option<PathBuf>,

@@ -52,6 +52,11 @@ pub fn describe() {
     describe_counter!("parlance_dedupe_hits_total", Unit::Count, "Requests that joined an earlier one");
     describe_gauge!("parlance_shards_owned", Unit::Count, "Shards that this node owns");
     describe_counter!("parlance_shard_moves_total", Unit::Count, "Shards that changed hands, by cause");
+    describe_histogram!(
+        "parlance_shard_handover_seconds",
+        Unit::Seconds,
+        "From the order to hand a shard over until its next owner has said so"
+    );
     describe_gauge!("parlance_sessions", Unit::Count, "Sessions in memory, by state");
     describe_counter!(
         "parlance_node_suspicions_total",
@@ -130,6 +135,10 @@ pub(crate) fn shard_left() {
 
 pub(crate) fn actor_restarted(actor: &'static str) {
     counter!("parlance_actor_restarts_total", "actor" => actor).increment(1);
+}
+
+pub(crate) fn shard_handed_over(took: Duration) {
+    histogram!("parlance_shard_handover_seconds").record(took);
 }
 
 /// Suspicions so far: the false ones are those that ended with a heartbeat.

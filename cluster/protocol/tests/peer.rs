@@ -108,14 +108,23 @@ fn what_models_are_asked_and_answer() {
         affinity: 7,
         left_ms: 60_000,
     };
-    assert_bytes(&generate, "09090000000000000012047475726e1802220305ac022a130a05736d616c6c120264311a06696e74342d3131070000000000000038e0d403");
+    assert_bytes(
+        &generate,
+        "09090000000000000012047475726e1802220305ac022a130a05736d616c6c120264311a06696e74342d3131070000000000000038e0d403",
+    );
     assert_bytes(&CheckTurn { turn: Bytes::from_static(b"turn") }, "0a047475726e");
     assert_bytes(&Answer { answered: Some(Answered::Fits(300)) }, "40ac02");
     let refused = Refused { kind: 20, texts: vec!["no".into()], number: 0 };
     let finished = Finished { by_length: true, prompt: 300, completion: 2, cached: 1 };
     for (kind, hex) in [
-        (GeneratedKind::Started(Started { model: Some(model), continues: true, prompt_tokens: 300 }), "090900000000000000121a0a130a05736d616c6c120264311a06696e74342d31100118ac02"),
-        (GeneratedKind::More(More { ids: vec![5, 300], text: "so".into() }), "0909000000000000001a090a0305ac021202736f"),
+        (
+            GeneratedKind::Started(Started { model: Some(model), continues: true, prompt_tokens: 300 }),
+            "090900000000000000121a0a130a05736d616c6c120264311a06696e74342d31100118ac02",
+        ),
+        (
+            GeneratedKind::More(More { ids: vec![5, 300], text: "so".into() }),
+            "0909000000000000001a090a0305ac021202736f",
+        ),
         (GeneratedKind::Finished(finished), "0909000000000000002209080110ac0218022001"),
         (GeneratedKind::Failed(refused), "0909000000000000002a06081412026e6f"),
         (GeneratedKind::Died(Done {}), "0909000000000000003200"),

@@ -3,7 +3,11 @@
 //! One per node in a cluster, spawned by the node's root supervisor. It cannot be restarted: others know its start by its boot id, so its failure ends
 //! the node, which then starts anew. It loses nothing that the logs do not have.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parlance_cluster_node::{
@@ -122,6 +126,8 @@ pub(crate) struct ClusterState {
     /// What was reported last, its number aside.
     last_report: Report,
     seeds_sought: Option<Instant>,
+    /// When this node began to hand shards over that have no new owner yet.
+    releases: BTreeMap<ShardId, Instant>,
     /// The addresses of seeds that are dialled. Bound: [`MOST_ADDRESSES`] for each.
     dialled: BTreeSet<String>,
 }
@@ -214,6 +220,7 @@ impl ClusterState {
             reported: None,
             last_report: Report::default(),
             seeds_sought: None,
+            releases: BTreeMap::new(),
             dialled: BTreeSet::new(),
             options,
             services,
@@ -284,6 +291,10 @@ impl ClusterState {
     }
 
     fn on_news(&mut self, shard: ShardId, news: ShardNews) {
+        if matches!(news, ShardNews::Owned { .. }) {
+            // A hand-over that did not happen.
+            self.releases.remove(&shard);
+        }
         self.steward.on_news(shard, news);
         self.dirty();
     }
@@ -391,8 +402,13 @@ impl ClusterState {
             self.carry_out(order);
         }
         let elsewhere = self.steward.elsewhere(&members);
-        for (shard, owner) in (0..).zip(elsewhere) {
-            self.table.set_elsewhere(ShardId(shard), owner);
+        for (shard, owner) in (0..).map(ShardId).zip(elsewhere) {
+            if owner.is_some()
+                && let Some(began) = self.releases.remove(&shard)
+            {
+                metrics::shard_handed_over(began.elapsed());
+            }
+            self.table.set_elsewhere(shard, owner);
         }
         self.report();
         let linked: Vec<NodeName> = self.links.links().into_iter().map(|link| link.peer.name).collect();
@@ -402,7 +418,7 @@ impl ClusterState {
         }
     }
 
-    fn carry_out(&self, order: Order) {
+    fn carry_out(&mut self, order: Order) {
         match order {
             Order::Assign(shard, assignment) => {
                 if let Some(supervisor) = self.services.shard_supervisor() {
@@ -411,6 +427,7 @@ impl ClusterState {
                 }
             }
             Order::Release(shard, to) => {
+                self.releases.insert(shard, Instant::now());
                 if let Route::Here(actor) = self.table.route(shard) {
                     // One that is stopping says so.
                     let _stopping = actor.cast(ShardMessage::Release { to: to.to_string() });

@@ -1,4 +1,6 @@
-//! The promises, checked: every acknowledged turn answered once, in order, and nothing made up.
+//! The promises, checked: every acknowledged turn answered once, in order, and nothing made up; and how soon ([`pace`](pace::pace)).
+
+pub mod pace;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -102,6 +104,13 @@ pub enum Violation {
     WrongSession {
         /// The message.
         message: String,
+    },
+    /// An acknowledged turn was not answered within a minute although nothing was wrong any more.
+    AnsweredLate {
+        /// The message.
+        message: String,
+        /// How long it waited outside all troubles, in microseconds.
+        calm_us: u64,
     },
 }
 

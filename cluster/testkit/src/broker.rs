@@ -1,4 +1,4 @@
-//! A Kafka broker of a test's own, behind the network.
+//! Kafka brokers of a test's own, behind the network.
 
 use std::{
     fs,
@@ -9,34 +9,61 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{cluster::LOG, network::Network, ports};
+use crate::{
+    cluster::LOG,
+    network::Network,
+    ports,
+    process::{self, ProcessState},
+};
 
-/// The broker's own and its controller's.
-const PORTS: u16 = 2;
+/// For clients, for controllers, and for other brokers.
+const PORTS: u16 = 3;
 
-/// A running broker, its own controller, in a cluster of its own. Dropping it kills it.
+/// A running broker, which is a controller too. Dropping it kills it.
 ///
-/// Clients go where a broker says that it is (`advertised.listeners`), so this one says that it is at its proxy: every node reaches it through
-/// its own link with [`LOG`]. `make services` installs what it is made of.
+/// Clients go where a broker says that it is (`advertised.listeners`), so this one says that it is at its proxy: every node reaches every broker
+/// through its own link with [`LOG`]. Brokers reach each other directly. `make services` installs what they are made of.
 #[derive(Debug)]
 pub struct Broker {
     directory: TempDir,
     own: SocketAddr,
     proxy: SocketAddr,
+    settings: Vec<String>,
 }
 
 impl Broker {
-    /// Starts a broker and waits until it serves, which takes some seconds.
+    /// Starts a broker by itself and waits until it serves, which takes some seconds.
     ///
     /// # Panics
     ///
     /// Where Kafka is not installed or does not start.
     pub fn start(network: &Network) -> Self {
-        let own = ports::reserve(PORTS);
-        let directory = TempDir::new().expect("a temporary directory");
-        let broker = Self { directory, own, proxy: network.proxy(LOG, own) };
-        broker.restart();
-        broker
+        Self::start_some(network, 1).remove(0)
+    }
+
+    /// Starts three brokers of one cluster, for topics of three replicas.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub fn start_three(network: &Network) -> Vec<Self> {
+        Self::start_some(network, 3)
+    }
+
+    fn start_some(network: &Network, count: usize) -> Vec<Self> {
+        let ports: Vec<SocketAddr> = (0..count).map(|_| ports::reserve(PORTS)).collect();
+        let voters: Vec<String> =
+            (1..).zip(&ports).map(|(id, own)| format!("{id}@127.0.0.1:{}", own.port() + 1)).collect();
+        let prepare = |(id, own): (usize, SocketAddr)| {
+            let directory = TempDir::new().expect("a temporary directory");
+            let proxy = network.proxy(LOG, own);
+            let settings = settings(id, own.port(), proxy, &voters.join(","));
+            Self { directory, own, proxy, settings }
+        };
+        let brokers: Vec<Self> = (1..).zip(ports).map(prepare).collect();
+        // None serves before most do.
+        std::thread::scope(|scope| brokers.iter().for_each(|broker| drop(scope.spawn(|| broker.restart()))));
+        brokers
     }
 
     /// Starts it again, on what is left, after it was killed.
@@ -46,8 +73,7 @@ impl Broker {
     /// As [`Self::start`].
     pub fn restart(&self) {
         let mut command = Command::new(script());
-        command.arg("start").arg(self.directory.path()).arg(self.own.port().to_string());
-        command.arg(format!("advertised.listeners=PLAINTEXT://{}", self.proxy));
+        command.arg("start").arg(self.directory.path()).arg(self.own.port().to_string()).args(&self.settings);
         let output = command.output().expect("the script runs");
         let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -59,11 +85,6 @@ impl Broker {
         self.proxy.to_string()
     }
 
-    /// Where it is without the network: for the test's own clients as the first address. They too are sent to the proxy, as nobody's.
-    pub fn own_address(&self) -> String {
-        self.own.to_string()
-    }
-
     /// Sends it a signal: `-KILL`, `-STOP`, `-CONT`.
     ///
     /// # Panics
@@ -72,6 +93,12 @@ impl Broker {
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").arg(signal).arg(self.pid().expect("it was started")).status();
         assert!(sent.is_ok_and(|status| status.success()), "the broker is gone");
+    }
+
+    /// What its process is doing, as the kernel says.
+    pub fn state(&self) -> ProcessState {
+        let pid = self.pid().and_then(|pid| pid.parse().ok());
+        pid.map_or(ProcessState::Gone, process::state)
     }
 
     fn pid(&self) -> Option<String> {
@@ -86,6 +113,20 @@ impl Drop for Broker {
             let _ = Command::new("kill").args(["-KILL", &pid]).stderr(Stdio::null()).status();
         }
     }
+}
+
+/// What a broker is told beyond what all are.
+fn settings(id: usize, port: u16, proxy: SocketAddr, voters: &str) -> Vec<String> {
+    let at = |listener: &str, port: u16| format!("{listener}://127.0.0.1:{port}");
+    let listeners = [at("PLAINTEXT", port), at("CONTROLLER", port + 1), at("BROKERS", port + 2)];
+    vec![
+        format!("node.id={id}"),
+        format!("controller.quorum.voters={voters}"),
+        format!("listeners={}", listeners.join(",")),
+        format!("advertised.listeners=PLAINTEXT://{proxy},{}", at("BROKERS", port + 2)),
+        "inter.broker.listener.name=BROKERS".to_owned(),
+        "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,BROKERS:PLAINTEXT".to_owned(),
+    ]
 }
 
 fn script() -> PathBuf {

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    broker::Broker,
     certificates,
     config::{ClusterSection, NodeConfig, Stores},
     network::Network,
@@ -52,6 +53,8 @@ pub struct Plan {
     pub model: String,
     /// Between the nodes, and in front of the CQL server, where it is to be broken.
     pub network: Option<Arc<Network>>,
+    /// Brokers of the test's own, where they are to crash too; the stores name their addresses.
+    pub brokers: Vec<Arc<Broker>>,
     /// More for each node's configuration file, in TOML; it begins with a section.
     pub settings: String,
     /// More for the nodes' environment.
@@ -69,6 +72,7 @@ impl Plan {
             shards: 4,
             model: "scripted:ttft_ms=20,token_ms=2,tokens=12,seed=0".to_owned(),
             network: None,
+            brokers: Vec::new(),
             settings: String::new(),
             environment: Vec::new(),
         }
@@ -191,6 +195,11 @@ impl Cluster {
     /// Where the plan has none.
     pub fn network(&self) -> &Network {
         self.plan.network.as_deref().expect("the plan has a network")
+    }
+
+    /// The brokers that are the test's own.
+    pub fn brokers(&self) -> &[Arc<Broker>] {
+        &self.plan.brokers
     }
 
     /// Whether the plan has a network.
@@ -359,6 +368,26 @@ impl Cluster {
     pub async fn wait_ready(&self, name: &str) {
         let ready = async || matches!(self.get(name, "/readyz").await, Ok((200, _)));
         self.until(&format!("{name} is ready"), ready).await;
+    }
+
+    /// Waits until every node that runs says of every shard that its owner is one of them, and all say the same.
+    ///
+    /// # Panics
+    ///
+    /// Where they do not within [`PATIENCE`].
+    pub async fn wait_settled(&self) {
+        let settled = async || {
+            let running = self.running();
+            let mut views = Vec::new();
+            for name in &running {
+                views.push(self.owners(name).await.unwrap_or_default());
+            }
+            let is_whole = views.first().is_some_and(|view| {
+                view.len() == usize::from(self.plan.shards) && view.values().all(|owner| running.contains(&&**owner))
+            });
+            is_whole && views.windows(2).all(|pair| pair[0] == pair[1])
+        };
+        self.until("every shard has an owner that all agree on", settled).await;
     }
 
     /// Waits until something holds.

@@ -14,6 +14,8 @@ pub enum Stores {
         brokers: Vec<String>,
         /// What the topic's name begins with.
         topic_prefix: String,
+        /// How many brokers hold the topic.
+        replicas: u8,
         /// CQL servers, `HOST:PORT`. Where there is a network, nodes reach the first one through it.
         contact_points: Vec<String>,
         /// The keyspace.
@@ -22,13 +24,14 @@ pub enum Stores {
 }
 
 impl Stores {
-    /// A topic and a keyspace that nobody has used. Both are replicated once.
+    /// A topic that is on one broker, or on three where there are so many, and a keyspace on one server, neither used by anybody before.
     pub fn fresh(brokers: &[&str], contact_points: &[&str]) -> Self {
         let fresh: u64 = rand::random();
         let owned = |list: &[&str]| list.iter().map(|&server| server.to_owned()).collect();
         Self::Shared {
             brokers: owned(brokers),
             topic_prefix: format!("test-{fresh:x}"),
+            replicas: if brokers.len() < 3 { 1 } else { 3 },
             contact_points: owned(contact_points),
             keyspace: format!("test_{fresh:x}"),
         }
@@ -77,11 +80,11 @@ impl NodeConfig<'_> {
     }
 
     fn log_and_records(&self) -> String {
-        let Stores::Shared { brokers, topic_prefix, contact_points, keyspace } = self.stores else {
+        let Stores::Shared { brokers, topic_prefix, replicas, contact_points, keyspace } = self.stores else {
             return format!("[log]\nshards = {}\n", self.shards);
         };
         format!(
-            "[log]\nkind = 'kafka'\nbrokers = {}\ntopic_prefix = '{topic_prefix}'\nshards = {}\nreplication = 1\n\
+            "[log]\nkind = 'kafka'\nbrokers = {}\ntopic_prefix = '{topic_prefix}'\nshards = {}\nreplication = {replicas}\n\
              [records]\nkind = 'scylla'\ncontact_points = {}\nkeyspace = '{keyspace}'\nreplication = 1\n\
              user = 'cassandra'\npassword_file = '{}'\n",
             list(brokers),

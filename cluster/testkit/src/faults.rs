@@ -41,6 +41,10 @@ pub enum Fault {
     LogCut,
     /// What an owner asks reaches the brokers; their answers do not reach it, so that it knows of no outcome.
     LogDeaf,
+    /// SIGKILL of a broker of the test's own.
+    BrokerKill,
+    /// SIGSTOP of a broker of the test's own.
+    BrokerPause,
     /// An owner does not reach the CQL server.
     RecordsCut,
     /// No node reaches the CQL server.
@@ -61,7 +65,7 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::KillOwner,
         Self::KillTwo,
         Self::KillZone,
@@ -72,6 +76,8 @@ impl Fault {
         Self::OneWay,
         Self::LogCut,
         Self::LogDeaf,
+        Self::BrokerKill,
+        Self::BrokerPause,
         Self::RecordsCut,
         Self::RecordsDown,
         Self::RecordsDeaf,
@@ -93,16 +99,16 @@ impl Fault {
         Self::RollingRestart,
     ];
 
-    /// Whether it needs brokers that are reached through the network.
-    pub fn needs_log_proxy(self) -> bool {
-        matches!(self, Self::LogCut | Self::LogDeaf)
+    /// Whether it needs brokers of the test's own.
+    pub fn needs_brokers(self) -> bool {
+        matches!(self, Self::LogCut | Self::LogDeaf | Self::BrokerKill | Self::BrokerPause)
     }
 
     /// How long it lasts by itself, if it does; the others are over when what was ended runs again.
     fn lasts_ms(self) -> Option<std::ops::RangeInclusive<u64>> {
         match self {
             Self::Pause => Some(PAUSE_MS),
-            Self::KillOwner | Self::KillTwo | Self::KillZone | Self::KillAgain => Some(500..=3_000),
+            Self::KillOwner | Self::KillTwo | Self::KillZone | Self::KillAgain | Self::BrokerKill => Some(500..=3_000),
             Self::Reset | Self::Restart | Self::RollingRestart => None,
             _ => Some(BREAK_MS),
         }

@@ -3,7 +3,7 @@
 //! * [`Cluster`] runs `parlance` processes with certificates and configurations of their own, kills, stops and pauses them, and asks them how
 //!   they are. Whatever happens, they end with the test.
 //! * [`network::Network`] is the fault proxy between them, and between them and their stores: cuts in one direction or both, delays, losses, resets.
-//! * [`Broker`] is a Kafka broker that nodes reach through the network.
+//! * [`Broker`] is a Kafka broker that nodes reach through the network, one or three.
 //! * [`faults`] draws a schedule of faults by a seed, does them one after the other, and has a probe see each.
 //!
 //! The load, the history and the checker are `parlance_loadtest`'s. Everything here is for tests: what goes wrong panics and says what the
@@ -28,7 +28,7 @@
 //! });
 //! cluster.start_all().await;
 //! let load = Load::new(cluster.targets(), Patience { silence: Duration::from_secs(5), ..Patience::default() });
-//! let open = OpenLoop { rate: 50.0, sessions: 200, most_under_way: 2_000, seed: 1 };
+//! let open = OpenLoop { rate: 50.0, sessions: 200, most_under_way: 2_000, keyless: 0.1, seed: 1 };
 //! let clients = tokio::spawn(load.clone().open_loop(open));
 //!
 //! // One fault of a kind, or as many as the schedule has; a node can also be killed by hand: cluster.kill("a").
@@ -41,19 +41,22 @@
 //! let (pace, late) = pace(&load.recorder().events(), &summary.troubles());
 //! assert_eq!((report.violations, late), (vec![], vec![]));
 //! assert_eq!(summary.unconfirmed(), Vec::<&_>::new());
-//! assert!(summary.gates(&pace).iter().all(|gate| gate.holds()), "{}", summary.markdown(&pace));
+//! assert!(summary.gates(&pace, None).iter().all(|gate| gate.holds()), "{}", summary.markdown(&pace, None));
 //! # }
 //! ```
 //!
-//! Where the brokers are to be cut off too, the log is in one of the test's own, behind the network:
+//! Where the brokers are to be cut off or to crash too, the log is in some of the test's own, behind the network:
 //!
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use parlance_cluster_testkit::{Broker, Plan, Stores, network::Network};
 //! let network = Arc::new(Network::new(1));
-//! let broker = Broker::start(&network);
-//! let stores = Stores::fresh(&[&broker.address()], &["127.0.0.1:19042"]);
-//! let plan = Plan { stores, network: Some(network), ..Plan::new("parlance", &[("a", "one"), ("b", "two"), ("c", "two")]) };
+//! let brokers: Vec<_> = Broker::start_three(&network).into_iter().map(Arc::new).collect();
+//! let addresses: Vec<String> = brokers.iter().map(|broker| broker.address()).collect();
+//! let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+//! let stores = Stores::fresh(&addresses, &["127.0.0.1:19042"]);
+//! let nodes = [("a", "one"), ("b", "two"), ("c", "two")];
+//! let plan = Plan { stores, network: Some(network), brokers, ..Plan::new("parlance", &nodes) };
 //! ```
 //!
 //! # What cannot be done here

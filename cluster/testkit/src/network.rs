@@ -32,8 +32,8 @@ use tokio::{
     runtime::Runtime,
 };
 
-use self::link::Link;
 pub use self::link::{Counts, Weather};
+use self::{link::Link, origin::Origin};
 
 /// Every process that the network was not told of.
 pub const OUTSIDE: &str = "outside";
@@ -169,7 +169,11 @@ impl Shared {
     async fn bridge(self: Arc<Self>, near: TcpStream, peer: SocketAddr, to: String, target: SocketAddr) {
         let Ok(proxy) = near.local_addr() else { return };
         let processes = || lock(&self.processes).clone();
-        let from = origin::find(peer, proxy, processes).await.unwrap_or_else(|| OUTSIDE.to_owned());
+        let from = match origin::find(peer, proxy, processes).await {
+            Origin::Process(name) => name,
+            Origin::Outside => OUTSIDE.to_owned(),
+            Origin::Gone => return,
+        };
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
         let (there, back) = (self.link(&from, &to), self.link(&to, &from));
         bridge::Bridge { there: &there, back: &back, seed: self.seed ^ number }.carry(near, target).await;

@@ -29,7 +29,10 @@ pub struct OpenLoop {
     pub sessions: u32,
     /// Messages under way at once. What would come beyond is dropped and counted: then the load was not what it says.
     pub most_under_way: usize,
-    /// Draws the sessions.
+    /// The share of messages that are sent without an idempotency key, 0 to 1. Nobody may repeat those where it is not known whether they
+    /// were accepted, so each such time is a message that has not succeeded.
+    pub keyless: f64,
+    /// Draws sessions and kinds of messages.
     pub seed: u64,
 }
 
@@ -45,9 +48,9 @@ pub struct Arrivals {
 }
 
 impl Load {
-    /// Sends messages at a steady rate until [`Load::stop`], then waits for the last answers. Of four messages one is keyed and streamed,
-    /// one keyed and whole, and two are without a key likewise. A keyed one is repeated, at the next node, until it is answered or given up;
-    /// one without is asked after by its turn's id if its answer broke off, and else left as unknown.
+    /// Sends messages at a steady rate until [`Load::stop`], then waits for the last answers. Every other answer is streamed. A message with a
+    /// key is repeated, at the next node, until it is answered or given up; one without is asked after by its turn's id if its answer broke
+    /// off, and else left as unknown.
     pub async fn open_loop(self: Arc<Self>, open: OpenLoop) -> Arrivals {
         let mut rng = StdRng::seed_from_u64(open.seed);
         let mut arrivals = Arrivals::default();
@@ -61,7 +64,7 @@ impl Load {
                 break;
             }
             while turns.try_join_next().is_some() {}
-            let ask = ask(number, rng.random_range(0..open.sessions));
+            let ask = ask(number, &open, &mut rng);
             if under_way.load(Ordering::Relaxed) >= open.most_under_way {
                 arrivals.dropped += 1;
                 continue;
@@ -119,12 +122,13 @@ impl Load {
 }
 
 /// The message of this number. Its text is its key too.
-fn ask(number: u32, session: u32) -> Ask {
+fn ask(number: u32, open: &OpenLoop, rng: &mut StdRng) -> Ask {
+    let session = rng.random_range(0..open.sessions);
     Ask {
         client: session,
         session: session_name(session),
         message: format!("turn {number} in session {session}"),
-        keyed: number.is_multiple_of(2),
-        streamed: (number / 2).is_multiple_of(2),
+        keyed: !rng.random_bool(open.keyless),
+        streamed: rng.random(),
     }
 }

@@ -1,13 +1,21 @@
 //! Does a fault to a cluster, looks whether it happened, and undoes it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parlance_loadtest::load::Recorder;
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom as _};
+use rand::{
+    SeedableRng,
+    rngs::StdRng,
+    seq::{IndexedRandom as _, SliceRandom as _},
+};
 use serde::Serialize;
 
 use super::{Fault, Planned, pick};
 use crate::{
+    broker::Broker,
     cluster::{Cluster, LOG, RECORDS},
     network::{Counts, Weather},
     process::ProcessState,
@@ -52,8 +60,8 @@ impl Cluster {
     ///
     /// # Panics
     ///
-    /// Where a node has ended by itself, does not start, or is not ready within [`PATIENCE`](crate::PATIENCE); and for a fault of the network
-    /// where there is none.
+    /// Where a node has ended by itself, does not start, or is not ready within [`PATIENCE`](crate::PATIENCE); and for a fault of the network or
+    /// of brokers where the plan has none.
     pub async fn inflict(&self, planned: &Planned, recorder: &Recorder) -> Outcome {
         tokio::time::sleep(planned.calm).await;
         self.assert_alive();
@@ -109,6 +117,8 @@ impl Cluster {
                 self.restart_all(&[name]).await
             }
             Fault::RollingRestart => self.restart_all(&owned(&self.running())).await,
+            Fault::BrokerKill => self.kill_broker(planned.lasts, rng).await,
+            Fault::BrokerPause => self.pause_broker(planned.lasts, rng).await,
             _ => self.break_network(planned, rng).await,
         }
     }
@@ -175,6 +185,39 @@ impl Cluster {
         let confirmed = new_boots == victims.len() && codes.iter().all(|code| *code == Some(0));
         let evidence = format!("exit codes {codes:?}, {new_boots} new boots");
         Seen { victims: victims.to_vec(), confirmed, evidence }
+    }
+
+    async fn kill_broker(&self, lasts: Duration, rng: &mut StdRng) -> Seen {
+        let (broker, number) = self.draw_broker(rng);
+        broker.signal("-KILL");
+        let begun = Instant::now();
+        while broker.state() != ProcessState::Gone && begun.elapsed() < EVIDENCE_WAIT {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let state = broker.state();
+        tokio::time::sleep(lasts).await;
+        // It takes seconds, and clients go on meanwhile.
+        let started = tokio::task::spawn_blocking(move || broker.restart()).await;
+        started.expect("the broker starts again");
+        let confirmed = state == ProcessState::Gone;
+        Seen { victims: vec![number], confirmed, evidence: format!("state {state:?}") }
+    }
+
+    async fn pause_broker(&self, lasts: Duration, rng: &mut StdRng) -> Seen {
+        let (broker, number) = self.draw_broker(rng);
+        broker.signal("-STOP");
+        tokio::time::sleep(lasts).await;
+        let state = broker.state();
+        broker.signal("-CONT");
+        let confirmed = state == ProcessState::Stopped;
+        Seen { victims: vec![number], confirmed, evidence: format!("after {lasts:?} {state:?}") }
+    }
+
+    /// A broker, and what it is called.
+    fn draw_broker(&self, rng: &mut StdRng) -> (Arc<Broker>, String) {
+        let numbered: Vec<_> = self.brokers().iter().zip(1..).collect();
+        let (broker, number) = numbered.choose(rng).expect("the plan has brokers of the test's own");
+        ((*broker).clone(), format!("broker {number}"))
     }
 
     /// An owner of a shard, or any node where nobody tells.

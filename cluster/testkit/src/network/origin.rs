@@ -7,40 +7,54 @@ use std::{
     time::Duration,
 };
 
-/// A process that has just begun is told of a moment later.
+/// A process that has just begun is told of a moment later, and the kernel's table may skip a line while it changes.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
+/// A connection that is not in the table so many times has ended.
+const MISSES: u32 = 3;
 /// The fields of a line of `/proc/net/tcp`.
 const LOCAL: usize = 1;
 const REMOTE: usize = 2;
 const INODE: usize = 9;
 
-/// The name of the process whose connection from `peer` to `proxy` it is.
-pub(super) async fn find(
-    peer: SocketAddr,
-    proxy: SocketAddr,
-    processes: impl Fn() -> HashMap<String, u32>,
-) -> Option<String> {
+/// Whose connection it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A process that the network was told of.
+    Process(String),
+    /// Another process.
+    Outside,
+    /// Nobody's any more.
+    Gone,
+}
+
+/// Finds whose the connection from `peer` to `proxy` is.
+pub(super) async fn find(peer: SocketAddr, proxy: SocketAddr, processes: impl Fn() -> HashMap<String, u32>) -> Origin {
+    let mut misses = 0;
     for _ in 0..TRIES {
-        let inode = inode(&fs::read_to_string("/proc/net/tcp").ok()?, peer, proxy)?;
-        if holds(std::process::id(), inode) {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        match inode(&table, peer, proxy) {
             // The test's own.
-            return None;
-        }
-        if let Some((name, _)) = processes().into_iter().find(|(_, pid)| holds(*pid, inode)) {
-            return Some(name);
+            Some(inode) if holds(std::process::id(), inode) => return Origin::Outside,
+            Some(inode) => {
+                if let Some((name, _)) = processes().into_iter().find(|(_, pid)| holds(*pid, inode)) {
+                    return Origin::Process(name);
+                }
+            }
+            None if misses == MISSES => return Origin::Gone,
+            None => misses += 1,
         }
         tokio::time::sleep(PAUSE).await;
     }
-    None
+    Origin::Outside
 }
 
-/// The number of the socket at `local` that is connected with `remote`; nothing where it is closed already.
+/// The number of the socket at `local` that is connected with `remote`; nothing where it is closed, or was left by a process that ended.
 fn inode(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let is_it = address(fields.get(LOCAL)?)? == local && address(fields.get(REMOTE)?)? == remote;
-        is_it.then(|| fields.get(INODE)?.parse().ok()).flatten()
+        is_it.then(|| fields.get(INODE)?.parse().ok().filter(|inode| *inode != 0)).flatten()
     })
 }
 
@@ -71,6 +85,7 @@ mod tests {
             assert_eq!(inode(table, at(50_000), at(8_080)), Some(78));
             assert_eq!(inode(table, at(8_080), at(50_000)), Some(77));
             assert_eq!(inode(table, at(50_000), at(8_081)), None);
+            assert_eq!(inode(&table.replace(" 78 ", " 0 "), at(50_000), at(8_080)), None);
         }
     }
 }

@@ -25,6 +25,7 @@ type Case = fn();
 
 pub(crate) const ALL: &[(&str, Case)] = &[
     ("every_fault_is_done_and_seen_and_a_sound_cluster_passes", every_fault_is_done_and_seen),
+    ("clients_of_a_dead_node_go_to_the_next", clients_of_a_dead_node_go_to_the_next),
     ("a_missing_dedupe_is_found", a_missing_dedupe_is_found),
     ("an_acknowledgement_before_the_commit_is_found", an_early_acknowledgement_is_found),
     ("a_fault_that_does_not_happen_is_not_confirmed", a_fault_that_does_not_happen),
@@ -64,7 +65,7 @@ async fn cluster(bug: &str) -> (Arc<Cluster>, NamedTempFile) {
 }
 
 fn load(cluster: &Cluster) -> Arc<Load> {
-    let quick = Patience { silence: Duration::from_secs(2), give_up: Duration::from_secs(30), ..Patience::default() };
+    let quick = Patience { silence: Duration::from_secs(2), give_up: Duration::from_secs(8), ..Patience::default() };
     Load::new(cluster.targets(), quick)
 }
 
@@ -78,7 +79,7 @@ fn brief(mut planned: Planned) -> Planned {
 async fn ordeal(bug: &str, kinds: &[Fault], count: usize) -> (Summary, Report, Arc<Load>) {
     let (cluster, _file) = cluster(bug).await;
     let load = load(&cluster);
-    let open = OpenLoop { rate: 50.0, sessions: SESSIONS, most_under_way: 1_000, seed: 3 };
+    let open = OpenLoop { rate: 50.0, sessions: SESSIONS, most_under_way: 1_000, keyless: 0.5, seed: 3 };
     let clients = tokio::spawn(load.clone().open_loop(open));
     let planned: Vec<Planned> = schedule(5, kinds, count, CALM).into_iter().map(brief).collect();
     let summary = Summary::of_run(&cluster, &load, 5, &planned, |_| {}).await;
@@ -93,16 +94,45 @@ async fn ordeal(bug: &str, kinds: &[Fault], count: usize) -> (Summary, Report, A
 
 fn every_fault_is_done_and_seen() {
     block_on(async {
-        let (summary, report, load) = ordeal("", &Fault::ALL, Fault::ALL.len()).await;
+        let brokerless: Vec<Fault> =
+            Fault::ALL.into_iter().filter(|fault| !matches!(fault, Fault::BrokerKill | Fault::BrokerPause)).collect();
+        let (summary, report, load) = ordeal("", &brokerless, brokerless.len()).await;
         assert_eq!(summary.unconfirmed(), Vec::<&_>::new());
         assert_eq!(report.violations, [], "{report}");
+        // Whatever was acknowledged was asked after until its answer was there, with a key or without.
+        assert_eq!(report.acknowledged, report.replied, "{report}");
         let (pace, late) = pace(&load.recorder().events(), &summary.troubles());
         assert_eq!(late, []);
         assert!(pace.affected > 0, "{pace:?}");
         let failing: Vec<_> =
-            summary.gates(&pace).into_iter().filter(|gate| !gate.holds()).map(|gate| gate.what).collect();
+            summary.gates(&pace, None).into_iter().filter(|gate| !gate.holds()).map(|gate| gate.what).collect();
         // The stand-ins count no more than joined repetitions.
-        assert_eq!(failing, ["writes of former owners dropped", "moves of shards"], "{}", summary.markdown(&pace));
+        assert_eq!(
+            failing,
+            ["writes of former owners dropped", "moves of shards"],
+            "{}",
+            summary.markdown(&pace, None)
+        );
+    });
+}
+
+fn clients_of_a_dead_node_go_to_the_next() {
+    block_on(async {
+        let (cluster, _file) = cluster("").await;
+        let load = load(&cluster);
+        assert!(cluster.kill("a"));
+        let clients: Vec<_> = (0..3).map(|client| tokio::spawn(load.clone().client(client))).collect();
+        let open = OpenLoop { rate: 200.0, sessions: SESSIONS, most_under_way: 1_000, keyless: 0.5, seed: 3 };
+        let open = tokio::spawn(load.clone().open_loop(open));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        load.stop();
+        for client in clients {
+            client.await.expect("no client panicked");
+        }
+        assert!(open.await.expect("no client panicked").sent > 0);
+        let report = load.check(SESSIONS).await.expect("the others are up");
+        assert_eq!((report.invoked, &*report.violations), (report.replied, &[][..]), "{report}");
+        assert_eq!(cluster.running(), ["b", "c"]);
     });
 }
 

@@ -1,4 +1,8 @@
-//! The promises, checked: every acknowledged turn answered once, in order, and nothing made up.
+//! The promises, checked: every acknowledged turn answered once, in order, and nothing made up; how soon ([`pace`](pace::pace)); and
+//! that every shard had one owner at a time ([`owners`](owners::owners)).
+
+pub mod owners;
+pub mod pace;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -102,6 +106,41 @@ pub enum Violation {
     WrongSession {
         /// The message.
         message: String,
+    },
+    /// A log's entry counts although its writer did not own the shard there.
+    AcceptedOfNoOwner {
+        /// The shard.
+        shard: u32,
+        /// The entry.
+        offset: u64,
+    },
+    /// A log's entry does not count although its writer owned the shard there.
+    DroppedOfOwner {
+        /// The shard.
+        shard: u32,
+        /// The entry.
+        offset: u64,
+    },
+    /// Two nodes claimed under one nonce, so that either could take the other's claim for its own.
+    TwoOwners {
+        /// The shard.
+        shard: u32,
+        /// The later claim.
+        offset: u64,
+    },
+    /// A shard's log was read with an entry at a place where there had been one already.
+    LogOutOfOrder {
+        /// The shard.
+        shard: u32,
+        /// The entry.
+        offset: u64,
+    },
+    /// An acknowledged turn was not answered within a minute although nothing was wrong any more.
+    AnsweredLate {
+        /// The message.
+        message: String,
+        /// How long it waited outside all troubles, in microseconds.
+        calm_us: u64,
     },
 }
 

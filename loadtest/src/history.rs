@@ -19,7 +19,7 @@ use thiserror::Error;
 pub struct Event {
     /// Microseconds on the clients' common monotonic clock.
     pub at_us: u64,
-    /// Which client; it has one message under way at a time.
+    /// Which client. In a closed loop it has one message under way at a time, in an open loop any number.
     pub client: u32,
     /// The session.
     pub session: String,

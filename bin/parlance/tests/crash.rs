@@ -1,10 +1,10 @@
 //! A node under load is killed again and again. What it acknowledged must be answered once, in order, all the same.
 
 mod common;
-mod load;
+mod ordeal;
 
 use common::{Node, Place, planted};
-use load::ordeal::{Ordeal, up};
+use ordeal::{Ordeal, up};
 
 const KILLS: usize = 100;
 /// Kills that must find a turn between its acknowledgement and its reply: else they prove nothing about it.

@@ -8,7 +8,7 @@ mod common;
 mod disk;
 #[path = "power/layer.rs"]
 mod layer;
-mod load;
+mod ordeal;
 
 use std::{
     path::PathBuf,
@@ -18,7 +18,7 @@ use std::{
 
 use common::{Node, Place, planted};
 use disk::{Anything, Disk, Nothing, Remains};
-use load::ordeal::{Ordeal, up};
+use ordeal::{Ordeal, up};
 
 const CUTS: usize = 25;
 /// Cuts that must find a turn between its acknowledgement and its reply: else they prove nothing about it.

@@ -1,12 +1,12 @@
 //! A node whose log is in Kafka and whose records are in Cassandra (which stands in for Scylla), both real: `make services` starts them.
 
 mod common;
-mod load;
+mod ordeal;
 
 use std::{net::TcpStream, path::PathBuf, process::Command};
 
 use common::{Node, Place, end};
-use load::ordeal::{Ordeal, up};
+use ordeal::{Ordeal, up};
 use serde_json::{Value, json};
 
 /// Where `make services` has them.

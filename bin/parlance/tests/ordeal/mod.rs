@@ -2,9 +2,11 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use parlance_loadtest::checker::Report;
+use parlance_loadtest::{
+    checker::Report,
+    load::{Load, Patience, Targets},
+};
 
-use super::Load;
 use crate::common::{Node, Place};
 
 const CLIENTS: u32 = 50;
@@ -14,6 +16,7 @@ const MODEL: &str = "scripted:ttft_ms=20,token_ms=2,tokens=12";
 /// What happened so far.
 pub(crate) struct Ordeal {
     place: Place,
+    targets: Arc<Targets>,
     load: Arc<Load>,
     clients: Vec<tokio::task::JoinHandle<()>>,
     node: Option<Node>,
@@ -27,10 +30,11 @@ impl Ordeal {
     pub(crate) fn begin(make: impl Fn(&Place) -> Command + 'static) -> Self {
         let place = Place::new();
         let node = Node::start(&place, &mut make(&place));
-        let load = Load::new(node.address().port());
+        let targets = Arc::new(Targets::one(node.url("")));
+        let load = Load::new(targets.clone(), Patience::default());
         let clients = (0..CLIENTS).map(|client| tokio::spawn(load.clone().client(client))).collect();
         let make = Box::new(make);
-        Self { place, load, clients, node: Some(node), make, kills: 0, kills_with_open_turn: 0 }
+        Self { place, targets, load, clients, node: Some(node), make, kills: 0, kills_with_open_turn: 0 }
     }
 
     /// Lets the node live for a random moment, ends it by `kill`, and starts it again.
@@ -39,9 +43,9 @@ impl Ordeal {
         tokio::time::sleep(moment).await;
         kill(self.node.take().expect("it runs"));
         self.kills += 1;
-        self.kills_with_open_turn += usize::from(self.load.open_turns() > 0);
+        self.kills_with_open_turn += usize::from(self.load.recorder().open_turns() > 0);
         let node = Node::start(&self.place, &mut (self.make)(&self.place));
-        self.load.node_is_at(node.address().port());
+        self.targets.set("node", node.url(""));
         self.node = Some(node);
     }
 
@@ -51,7 +55,7 @@ impl Ordeal {
         for client in std::mem::take(&mut self.clients) {
             client.await.expect("a client goes on until it is answered");
         }
-        let report = self.load.check(CLIENTS).await;
+        let report = self.load.check(CLIENTS).await.expect("the node is up");
         #[expect(clippy::print_stdout, reason = "the figures of an ordeal are part of its result")]
         let () = println!("{} kills, {} with an open turn; {report}", self.kills, self.kills_with_open_turn);
         report

@@ -14,7 +14,7 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-servers test-wgpu test-cuda check services services-stop bench bench-inference notices
+.PHONY: help run test test-servers fault-suite test-wgpu test-cuda check services services-stop bench bench-inference notices
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: services ## Build everything and pass all tests
 # They take minutes and 3 GB of memory.
 test-servers: services ## Try the record store on three servers, one and two of them dead
 	$(CARGO) test --release -p parlance-cluster-records --test scylla -- --ignored
+
+fault-suite: services ## Break five nodes, three brokers and what lies between 200 times (half an hour)
+	$(CARGO) test --release --workspace --test faults -- --ignored --nocapture
 
 # Software Vulkan takes minutes, and the features build burn anew: neither belongs to `make test`.
 test-wgpu: ## Compute the tests' models by wgpu, on Mesa's software Vulkan where there is no GPU

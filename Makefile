@@ -14,7 +14,7 @@ ARGS ?=
 export PARLANCE_MODEL_DIR := $(abspath $(MODEL_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-servers fault-suite test-wgpu test-cuda check services services-stop bench bench-inference notices
+.PHONY: help run test test-servers fault-suite test-wgpu test-cuda check services services-stop bench bench-cluster bench-inference notices
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench: ## Measure turns per second, memory per session and the models
 	target/release/parlance model fetch
 	$(CARGO) bench --quiet --workspace --bench turns --bench http --bench sessions --bench model --bench models --bench reuse --bench products \
 		--bench batching --bench context
+
+bench-cluster: services ## Measure turns over Kafka and over several nodes, failover and hand-over
+	$(CARGO) bench --quiet --workspace --bench cluster
 
 bench-inference: ## Measure the model over HTTP beside llama.cpp's server, and vLLM if `.ci/services vllm` installed it
 	@.ci/services build

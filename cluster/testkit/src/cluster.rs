@@ -318,6 +318,11 @@ impl Cluster {
         id.map_or(ProcessState::Gone, process::state)
     }
 
+    /// The processor time that a node's process has used so far; none where it does not run.
+    pub fn cpu(&self, name: &str) -> Option<Duration> {
+        process::cpu(self.member(name).process().as_ref()?.id())
+    }
+
     /// The number of this start of a node, as it printed it.
     pub fn boot(&self, name: &str) -> Option<String> {
         let boot = self.member(name).process().as_ref()?.listening["boot"].clone();

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use parlance_cluster_log::ownership::{Rule, Rules};
 use parlance_cluster_protocol::Item;
 
 /// How late the log gets the record of a turn that was acknowledged too early. Without it the window is as short as a sync, and
@@ -23,6 +24,26 @@ pub(crate) fn acks_before_append() -> bool {
 /// Whether a replaced or unloaded model is ended at once instead of finishing what it has taken on.
 pub(crate) fn cuts_replaced_models() -> bool {
     is_chosen("cut-replaced-models")
+}
+
+/// Whether repeated messages are taken for new ones.
+pub(crate) fn forgets_keys() -> bool {
+    is_chosen("no-dedupe")
+}
+
+/// Whether a turn of which nobody knows what became is asked for again under another id, without a look.
+pub(crate) fn resends_blindly() -> bool {
+    is_chosen("blind-resend")
+}
+
+/// Whether a checkpoint goes ahead of the rows that it speaks for.
+pub(crate) fn checkpoints_ahead() -> bool {
+    is_chosen("checkpoint-ahead")
+}
+
+/// The rules of ownership, without the fence: records of superseded owners count.
+pub(crate) fn rules() -> Rules {
+    if is_chosen("no-fence") { Rules::without(Rule::CurrentEpoch) } else { Rules::ALL }
 }
 
 /// Panics a session that answers a poisonous message.

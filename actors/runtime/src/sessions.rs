@@ -108,6 +108,11 @@ impl Sessions {
     }
 
     async fn try_submit(&self, session: &SessionKey, request: TurnRequest) -> Result<AcceptedTurn, Refusal> {
+        #[cfg(feature = "planted-bugs")]
+        let request = match crate::planted::forgets_keys() {
+            true => TurnRequest { idempotency: None, ..request },
+            false => request,
+        };
         self.services.models.fetch(&request.options.model).await?;
         let instructions = request.instructions.as_deref();
         let check = self.check(session, &request.options, &request.input, instructions, request.history);
@@ -225,7 +230,8 @@ impl Sessions {
     async fn accept(&self, session: &SessionKey, submit: Submit) -> Result<AcceptedTurn, Refusal> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let turn = submit.turn.turn;
-        let request = SessionRequest::Submit(submit);
+        #[cfg_attr(not(feature = "planted-bugs"), expect(unused_mut, reason = "a planted bug changes it"))]
+        let mut request = SessionRequest::Submit(submit);
         let mut doubtful = false;
         loop {
             match self.ask_until(session, &request, deadline).await {
@@ -240,6 +246,13 @@ impl Sessions {
                 return Err(unanswered());
             }
             time::sleep(LOOK_AGAIN).await;
+            #[cfg(feature = "planted-bugs")]
+            if crate::planted::resends_blindly()
+                && let SessionRequest::Submit(submit) = &mut request
+            {
+                submit.turn.turn = TurnId(rand::random());
+                continue;
+            }
             if let Some(stream) = self.find(session, turn, deadline).await? {
                 return Ok(AcceptedTurn { turn, replayed: false, stream });
             }

@@ -103,6 +103,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         guards: Guards::default(),
         limits: config.limits.node.clone(),
         cluster: cluster.map(|cluster| cluster.options),
+        events: None,
     })
     .await
     .map_err(|error| Failure::failed(chain(&error), "Start it again; the log says more"))?;

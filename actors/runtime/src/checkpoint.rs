@@ -1,4 +1,4 @@
-//! A shard's checkpoint: where a new owner starts to replay, and what was open there.
+//! A shard's checkpoint: where a new owner starts to replay, what was open there, and up to where events are published.
 
 use std::collections::BTreeMap;
 
@@ -53,12 +53,24 @@ pub(crate) struct Checkpoint {
     pub(crate) point: LogPoint,
     /// What was open at `point`.
     pub(crate) open: OpenTurns,
+    /// Up to where events are published, which may be before or behind `point`; `None` where nobody publishes them.
+    pub(crate) published: Option<LogPoint>,
 }
 
 impl Checkpoint {
     /// The beginning of a log.
     pub(crate) fn start() -> Self {
-        Self { point: LogPoint::START, open: OpenTurns::default() }
+        Self { point: LogPoint::START, open: OpenTurns::default(), published: None }
+    }
+
+    /// From where on events are to be published: where nobody did so far, none of what is before `point` are.
+    pub(crate) fn cursor(&self) -> LogPoint {
+        self.published.unwrap_or(self.point)
+    }
+
+    /// From where on the log is needed by whoever begins here.
+    pub(crate) fn needed_from(&self) -> Offset {
+        self.point.next.min(self.cursor().next)
     }
 
     pub(crate) fn encode(&self) -> Bytes {
@@ -67,38 +79,51 @@ impl Checkpoint {
             session: open.session.encode(),
             deadline_ms: open.deadline.0,
         });
-        let stored = WireCheckpoint {
-            format: FORMAT_VERSION,
-            next: self.point.next.0,
-            epoch: self
-                .point
-                .epoch
-                .map(|epoch| WireEpoch { offset: epoch.offset.0, nonce: epoch.nonce.0.to_be_bytes().to_vec() }),
-            seq: self.point.seq.map(|seq| seq.0),
-            open: open.collect(),
-        };
+        let WirePoint { next, epoch, seq } = self.point.into();
+        let published = self.published.map(Into::into);
+        let stored = WireCheckpoint { format: FORMAT_VERSION, next, epoch, seq, open: open.collect(), published };
         stored.encode_to_vec().into()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let malformed = |reason: String| WireError::Malformed { what: WHAT, reason };
         let stored = WireCheckpoint::decode(bytes).map_err(|e| malformed(e.to_string()))?;
         if stored.format > FORMAT_VERSION {
             return Err(WireError::Newer { what: WHAT, found: stored.format, supported: FORMAT_VERSION });
         }
-        let id = |bytes: Vec<u8>| {
-            <[u8; 16]>::try_from(bytes).map(u128::from_be_bytes).map_err(|_| malformed("an id is not 16 bytes".into()))
-        };
-        let epoch = stored
-            .epoch
-            .map(|epoch| Ok::<_, WireError>(Epoch { offset: Offset(epoch.offset), nonce: Nonce(id(epoch.nonce)?) }));
         let mut open = BTreeMap::new();
         for turn in stored.open {
             let session = SessionKey::decode(&turn.session)?;
             open.insert(TurnId(id(turn.turn)?), OpenTurn { session, deadline: TimestampMs(turn.deadline_ms) });
         }
-        let point = LogPoint { next: Offset(stored.next), epoch: epoch.transpose()?, seq: stored.seq.map(Seq) };
-        Ok(Self { point, open: OpenTurns(open) })
+        let point = WirePoint { next: stored.next, epoch: stored.epoch, seq: stored.seq }.try_into()?;
+        let published = stored.published.map(TryInto::try_into).transpose()?;
+        Ok(Self { point, open: OpenTurns(open), published })
+    }
+}
+
+fn malformed(reason: String) -> WireError {
+    WireError::Malformed { what: WHAT, reason }
+}
+
+fn id(bytes: Vec<u8>) -> Result<u128, WireError> {
+    let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| malformed("an id is not 16 bytes".into()))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+impl From<LogPoint> for WirePoint {
+    fn from(point: LogPoint) -> Self {
+        let epoch = |epoch: Epoch| WireEpoch { offset: epoch.offset.0, nonce: epoch.nonce.0.to_be_bytes().to_vec() };
+        Self { next: point.next.0, epoch: point.epoch.map(epoch), seq: point.seq.map(|seq| seq.0) }
+    }
+}
+
+impl TryFrom<WirePoint> for LogPoint {
+    type Error = WireError;
+
+    fn try_from(point: WirePoint) -> Result<Self, WireError> {
+        let epoch = |epoch: WireEpoch| Ok(Epoch { offset: Offset(epoch.offset), nonce: Nonce(id(epoch.nonce)?) });
+        let epoch = point.epoch.map(epoch).transpose()?;
+        Ok(Self { next: Offset(point.next), epoch, seq: point.seq.map(Seq) })
     }
 }
 
@@ -114,6 +139,19 @@ struct WireCheckpoint {
     seq: Option<u64>,
     #[prost(message, repeated, tag = "5")]
     open: Vec<WireOpenTurn>,
+    /// Since events are published. A build that does not know it forgets it, and they are published from `next` on.
+    #[prost(message, optional, tag = "6")]
+    published: Option<WirePoint>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WirePoint {
+    #[prost(uint64, tag = "1")]
+    next: u64,
+    #[prost(message, optional, tag = "2")]
+    epoch: Option<WireEpoch>,
+    #[prost(uint64, optional, tag = "3")]
+    seq: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -145,14 +183,33 @@ mod tests {
         Checkpoint {
             point: LogPoint { next: Offset(42), epoch: Some(epoch), seq: Some(Seq(34)) },
             open: OpenTurns(BTreeMap::from([(TurnId(5), open)])),
+            published: None,
         }
+    }
+
+    /// The example as it was stored before events were published.
+    const OLD: &[u8] =
+        b"\x08\x01\x10\x2a\x1a\x14\x08\x07\x12\x10UUUUUUUUUUUUUUUU\x20\x22\x2a\x2e\x0a\x10\0\0\0\0\0\0\0\0\
+        \0\0\0\0\0\0\0\x05\x12\x18\0\x07default\0\x03api\0\0\0\x04demo\0\0\x18\x63";
+
+    fn published() -> Checkpoint {
+        let point = LogPoint { next: Offset(17), epoch: example().point.epoch, seq: None };
+        Checkpoint { published: Some(point), ..example() }
     }
 
     #[test]
     fn checkpoints_round_trip() {
-        for checkpoint in [Checkpoint::start(), example()] {
+        for checkpoint in [Checkpoint::start(), example(), published()] {
             assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
         }
+    }
+
+    #[test]
+    fn old_checkpoints_have_events_published_from_their_end() {
+        let old = Checkpoint::decode(OLD).expect("it decodes");
+        assert_eq!((old.cursor(), old.needed_from()), (old.point, Offset(42)));
+        assert_eq!(old, example());
+        assert_eq!(published().needed_from(), Offset(17), "the log is needed from the cursor on");
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub use limits::Limits;
 pub use model_manager::{ModelMemory, ModelRefusal, ModelReport, ModelSpec, ModelsReport, NoRoom};
 pub use model_worker::{LoadModel, LoadProgress};
 pub use node::{
-    EmbedRequest, Embedded, ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest,
+    EmbedRequest, Embedded, EventOptions, ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness,
+    StatelessRequest,
 };
 pub use parlance_actors_guard::Guards;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};

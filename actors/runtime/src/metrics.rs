@@ -20,6 +20,8 @@ struct Hot {
     dedupe_hits: Counter,
     fenced: Counter,
     live: Gauge,
+    events: Counter,
+    event_lag: Gauge,
 }
 
 fn hot() -> &'static Hot {
@@ -32,6 +34,8 @@ fn hot() -> &'static Hot {
         dedupe_hits: counter!("parlance_dedupe_hits_total"),
         fenced: counter!("parlance_fenced_records_total"),
         live: gauge!("parlance_sessions", "state" => "live"),
+        events: counter!("parlance_events_published_total"),
+        event_lag: gauge!("parlance_events_lag"),
     })
 }
 
@@ -69,6 +73,16 @@ pub fn describe() {
         "Messages of other nodes that could not be used, by kind"
     );
     describe_counter!("parlance_actor_restarts_total", Unit::Count, "Actors that were restarted, by kind");
+    describe_counter!(
+        "parlance_events_published_total",
+        Unit::Count,
+        "Events of turns that were published, repetitions included"
+    );
+    describe_gauge!(
+        "parlance_events_lag",
+        Unit::Count,
+        "Records of this node's shards that are committed and whose events are not published"
+    );
 }
 
 /// How a turn ended.
@@ -139,6 +153,29 @@ pub(crate) fn actor_restarted(actor: &'static str) {
 
 pub(crate) fn shard_handed_over(took: Duration) {
     histogram!("parlance_shard_handover_seconds").record(took);
+}
+
+pub(crate) fn events_published(count: usize) {
+    if count > 0 {
+        hot().events.increment(count as u64);
+    }
+}
+
+/// One shard's part in `parlance_events_lag`; taken out of it when dropped.
+#[derive(Default)]
+pub(crate) struct EventLag(u64);
+
+impl EventLag {
+    pub(crate) fn set(&mut self, records: u64) {
+        hot().event_lag.increment(records as f64 - self.0 as f64);
+        self.0 = records;
+    }
+}
+
+impl Drop for EventLag {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// Suspicions so far: the false ones are those that ended with a heartbeat.

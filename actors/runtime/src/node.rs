@@ -15,7 +15,7 @@ use std::{
 
 use parlance_actors_dialogue as dialogue;
 use parlance_actors_guard::Guards;
-use parlance_cluster_log::ShardLog;
+use parlance_cluster_log::{EventPublisher, ShardLog};
 use parlance_cluster_node::identity::Incarnation;
 use parlance_cluster_protocol::{
     ShardId, TurnId,
@@ -75,6 +75,17 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// How it takes part in a cluster; absent for a node that is alone with its log.
     pub cluster: Option<ClusterOptions>,
+    /// How what happens to turns is published for others; absent where it is not. The same on all nodes of a cluster.
+    pub events: Option<EventOptions>,
+}
+
+/// How a node publishes what happens to turns.
+#[derive(Clone)]
+pub struct EventOptions {
+    /// The name of the cluster, or of the node that is alone: events' ids begin with it.
+    pub cluster: String,
+    /// Takes them. It has at least as many shards as the log.
+    pub publisher: Arc<dyn EventPublisher>,
 }
 
 /// What every actor of a node works with.
@@ -84,6 +95,8 @@ pub(crate) struct Services {
     pub(crate) claim_name: String,
     /// Absent for a node that is alone.
     pub(crate) cluster: Option<ClusterServices>,
+    /// Absent where no events are published.
+    pub(crate) events: Option<EventOptions>,
     /// The living incarnation of the shards' supervisor.
     shard_supervisor: RwLock<Option<ActorRef<ShardSupervisorMessage>>>,
     pub(crate) log: Arc<dyn ShardLog>,
@@ -247,6 +260,7 @@ impl Node {
             claim_name: cluster.as_ref().map_or_else(|| options.node.clone(), |cluster| cluster.me.clone()),
             node: options.node,
             cluster,
+            events: options.events,
             shard_supervisor: RwLock::default(),
             log: options.log,
             records: options.records,

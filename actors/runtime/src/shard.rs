@@ -10,14 +10,18 @@
 //!                       ShardActor ◀──Append─── SessionActor
 //!            ShardLog ◀── batch ──┤
 //!                     ── outcome ▶┤──Committed─▶ SessionActor
-//!         RecordStore ◀─ project ─┘               (later, many records at once)
+//!         RecordStore ◀─ project ─┤               (later, many records at once)
+//!            Publisher ◀─ upto ───┘               (where events are published; reads the log by itself)
 //! ```
 
+mod event;
+mod on_events;
 mod on_log;
 mod on_projection;
 mod on_session;
 mod on_term;
 mod projection;
+mod publisher;
 mod tail;
 
 use std::{
@@ -29,14 +33,14 @@ use std::{
 use parlance_actors_dialogue::ViewChange;
 use parlance_cluster_log::{
     AppendOutcome, LogError, StoredEntry,
-    ownership::{self, AppendTag, Ownership, SlotTable, Ticket},
+    ownership::{self, AppendTag, LogPoint, Ownership, SlotTable, Ticket},
 };
 use parlance_cluster_protocol::{Offset, Position, SessionKey, SessionRecord, ShardId};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{sync::oneshot, time::Instant};
 
 pub(crate) use self::tail::Committed;
-use self::{on_term::Term, tail::Tail};
+use self::{on_term::Term, publisher::Publishing, tail::Tail};
 use crate::{
     Refusal, ShardError,
     checkpoint::{Checkpoint, OpenTurns},
@@ -110,7 +114,9 @@ pub(crate) enum Internal {
     /// A back-off after a failed projection is over.
     ProjectionDue,
     /// A checkpoint was stored, or not.
-    CheckpointStored { upto: Offset, result: Result<(), ShardError> },
+    CheckpointStored { upto: Offset, needed_from: Offset, result: Result<(), ShardError> },
+    /// So many more events are published, which are all up to `point`.
+    EventsPublished { point: LogPoint, events: usize },
     /// The pause after a session's failure is over.
     RestartDue { session: Arc<SessionKey> },
     /// Time has passed.
@@ -190,6 +196,10 @@ pub(crate) struct ShardState {
     projected_to: Checkpoint,
     /// Up to where the stored checkpoint goes.
     checkpointed: Offset,
+    /// From where on the log is needed by whoever begins at the stored checkpoint.
+    needed_from: Offset,
+    /// Publishes events, once this incarnation owns the shard.
+    publishing: Option<Publishing>,
     checkpoint_started: Option<Instant>,
     checkpointing: bool,
     /// Who waits for the running projection, and who for the next.
@@ -292,6 +302,8 @@ impl ShardState {
             sought_room: None,
             projecting_to: None,
             checkpointed: checkpoint.point.next,
+            needed_from: checkpoint.needed_from(),
+            publishing: None,
             projected_to: checkpoint,
             checkpoint_started: None,
             checkpointing: false,
@@ -328,8 +340,12 @@ impl ShardState {
                 self.run_projection();
                 Ok(())
             }
-            Internal::CheckpointStored { upto, result } => {
-                self.on_checkpoint_stored(upto, result);
+            Internal::CheckpointStored { upto, needed_from, result } => {
+                self.on_checkpoint_stored(upto, needed_from, result);
+                Ok(())
+            }
+            Internal::EventsPublished { point, events } => {
+                self.on_events_published(point, events);
                 Ok(())
             }
             Internal::RestartDue { session } => {
@@ -353,6 +369,7 @@ impl ShardState {
     }
 
     fn on_stopped(&mut self) {
+        self.publishing = None;
         self.table.clear(self.shard, self.myself.get_id());
         if self.owner {
             metrics::shard_left();

@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,15 +11,15 @@ use std::{
 
 use common::{finish, keyed, mark, options_with_shards, reply, request, session};
 use futures_util::FutureExt as _;
-use parlance_actors_runtime::{ClusterOptions, Limits, Node, NodeOptions, TurnEvent, TurnOutcome};
-use parlance_cluster_log::sim::{Faults, SimCluster, SimLog};
+use parlance_actors_runtime::{ClusterOptions, EventOptions, Limits, Node, NodeOptions, TurnEvent, TurnOutcome};
+use parlance_cluster_log::sim::{Faults, SimCluster, SimEvents, SimLog};
 use parlance_cluster_node::{
     identity::{BootId, Incarnation, NodeName},
     links::network::Network,
     membership::Versions,
     placement::Weight,
 };
-use parlance_cluster_protocol::SessionKey;
+use parlance_cluster_protocol::{SessionKey, TurnId};
 use parlance_cluster_records::RecordStore;
 
 const SHARDS: u16 = 8;
@@ -30,6 +31,7 @@ struct World {
     data: tempfile::TempDir,
     log: SimCluster,
     records: Arc<dyn RecordStore>,
+    events: SimEvents,
     network: Network,
     nodes: Vec<Member>,
     script: &'static str,
@@ -52,7 +54,8 @@ impl World {
         let data = tempfile::tempdir().expect("a directory");
         let records = common::records(data.path());
         let log = SimCluster::new(7, SHARDS, Faults::NONE);
-        let mut world = Self { data, log, records, network: Network::new(7), nodes: vec![], script, boots: 0 };
+        let (network, events) = (Network::new(7), SimEvents::new(SHARDS));
+        let mut world = Self { data, log, records, events, network, nodes: vec![], script, boots: 0 };
         for name in names {
             world.add(name).await;
         }
@@ -96,6 +99,7 @@ impl World {
             records: self.records.clone(),
             limits: Limits { session_idle: Duration::from_secs(60), ..Limits::default() },
             cluster: Some(cluster),
+            events: Some(EventOptions { cluster: "test".into(), publisher: Arc::new(self.events.clone()) }),
             ..options_with_shards(scratch, self.script, 1)
         };
         let models = if has_models { options.models } else { vec![] };
@@ -138,6 +142,25 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Of each turn of this session what is told, in the order of its first publication. Checks that what is published again was there before.
+    fn told(&self, session: &SessionKey) -> Vec<(String, String)> {
+        let shard = parlance_cluster_protocol::shard_of_slot(session.slot(), SHARDS);
+        let (mut seen, mut last, mut told) = (BTreeSet::new(), None, Vec::new());
+        for message in self.events.published(shard) {
+            let event: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
+            let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+            let position: Option<u64> = text(&event["id"]).split('/').nth(2).map(|p| p.parse().expect("a position"));
+            if seen.insert(position) {
+                assert!(last < position, "{position:?} for the first time behind {last:?}");
+                last = position;
+                if event["subject"] == *session.chat {
+                    told.push((text(&event["data"]["turn"]), text(&event["type"])));
+                }
+            }
+        }
+        told
     }
 
     async fn stop(self) {
@@ -272,6 +295,51 @@ async fn an_operator_drains_a_node_and_moves_a_shard() {
         })
         .await;
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_go_on_in_order_wherever_the_shard_is() {
+    let mut world = World::of(&["a", "b", "c"], "scripted:token_ms=0,tokens=4").await;
+    let chat = session_of(&world, "a");
+    let mut turns: Vec<TurnId> = Vec::new();
+    for round in 0..4 {
+        for number in 0..5 {
+            let node = &world.nodes[0].node;
+            let text = format!("{number} of round {round}");
+            let accepted = node.sessions().submit(&chat, request(&text)).await.expect("accepted");
+            turns.push(accepted.turn);
+            reply(accepted).await;
+        }
+        match round {
+            // Handed over while nothing can be published.
+            0 => {
+                world.events.set_failing(true);
+                world.node("b").drain_node("a", true).await.expect("told");
+                world.wait("a empty", |world| world.node("a").status().shards_owned == 0).await;
+            }
+            1 => {
+                world.events.set_failing(false);
+                world.node("b").drain_node("a", false).await.expect("told");
+                world.settled().await;
+            }
+            2 => {
+                let owner = owner_of(&world, &chat);
+                world.kill(&owner);
+                world.settled().await;
+            }
+            _ => {}
+        }
+    }
+    let types = ["parlance.turn.accepted.v1", "parlance.turn.replied.v1"];
+    let told: Vec<_> = turns.iter().flat_map(|turn| types.map(|kind| (turn.to_string(), kind.to_owned()))).collect();
+    world.wait("everything told", |world| world.told(&chat) == told).await;
+    world.stop().await;
+}
+
+fn owner_of(world: &World, session: &SessionKey) -> String {
+    let view = world.nodes[0].node.cluster().expect("a cluster");
+    let shard = parlance_cluster_protocol::shard_of_slot(session.slot(), SHARDS);
+    view.shards[usize::from(shard.0)].owner.clone().expect("it is owned")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     let address = listener.address();
     make_data_dir(&config.data)?;
     let log = stores::open_log(config).await?;
+    let events = stores::open_events(config).await?;
     let records = stores::open_records(config).await?;
     let user_secret = secret::load(&config.data.join("user-secret"))?;
     let cluster = match (&config.cluster, checked.cluster) {
@@ -103,6 +104,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         guards: Guards::default(),
         limits: config.limits.node.clone(),
         cluster: cluster.map(|cluster| cluster.options),
+        events,
     })
     .await
     .map_err(|error| Failure::failed(chain(&error), "Start it again; the log says more"))?;

@@ -1,22 +1,25 @@
-//! Opens the log and the records where the configuration has them.
+//! Opens the log, its events and the records where the configuration has them.
 
 use std::{fs, io, path::Path, sync::Arc};
 
+use parlance_actors_runtime::EventOptions;
 use parlance_cluster_log::{
-    KafkaConfig, KafkaLog, KafkaSasl, KafkaTls, LocalLog, LocalLogOptions, LogError, SaslMechanism, ShardLog,
+    KafkaConfig, KafkaEvents, KafkaLog, KafkaSasl, KafkaTls, LocalLog, LocalLogOptions, LogError, SaslMechanism,
+    ShardLog,
 };
 use parlance_cluster_records::{
     Credentials, LocalRecords, RecordStore, Replication, ScyllaOptions, ScyllaRecords, TlsOptions,
 };
 
 use crate::{
-    config::{Config, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings},
+    config::{Config, DEFAULT_CLUSTER, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings},
     failure::{Failure, chain, one_line},
     files,
 };
 
-/// What a topic's name has behind its prefix.
+/// What the names of the topics have behind their prefix.
 const TOPIC: &str = "shards";
+const EVENTS_TOPIC: &str = "events";
 /// Where the id of the topic is kept, so that another topic of the same name is noticed.
 const TOPIC_ID: &str = "kafka-topic-id";
 /// The longest password that is read, in bytes.
@@ -32,6 +35,23 @@ pub(crate) async fn open_log(config: &Config) -> Result<Arc<dyn ShardLog>, Failu
         LogConfig::Local { shards } => Ok(Arc::new(open_local_log(config, *shards)?)),
         LogConfig::Kafka(settings) => Ok(Arc::new(open_kafka(config, settings).await?)),
     }
+}
+
+/// Opens what takes the events, if they are published.
+///
+/// # Errors
+///
+/// As [`open_log`].
+pub(crate) async fn open_events(config: &Config) -> Result<Option<EventOptions>, Failure> {
+    let LogConfig::Kafka(settings) = &config.log else { return Ok(None) };
+    if !config.publishes_events {
+        return Ok(None);
+    }
+    let opened = KafkaEvents::open(kafka_config(settings, EVENTS_TOPIC)?).await;
+    let remedy = "Correct [log] or the brokers, or set events.publish = false";
+    let publisher = opened.map_err(|error| Failure::failed(chain(&error), remedy))?;
+    let cluster = config.cluster.as_ref().map_or_else(|| DEFAULT_CLUSTER.to_owned(), |cluster| cluster.id.to_string());
+    Ok(Some(EventOptions { cluster, publisher: Arc::new(publisher) }))
 }
 
 /// Opens the records.
@@ -68,16 +88,7 @@ fn open_local_log(config: &Config, shards: u16) -> Result<LocalLog, Failure> {
 async fn open_kafka(config: &Config, settings: &KafkaSettings) -> Result<KafkaLog, Failure> {
     let remembered = config.data.join(TOPIC_ID);
     let known = read_known(&remembered)?;
-    let tls = settings.tls.clone().map(|tls| KafkaTls { ca: tls.ca, identity: tls.identity });
-    let kafka = KafkaConfig {
-        topic: format!("{}.{TOPIC}", settings.topic_prefix),
-        shards: settings.shards,
-        replication: settings.replication,
-        expected_topic_id: known.clone(),
-        tls,
-        sasl: settings.user.as_ref().map(|user| sasl(user, settings.sasl)).transpose()?,
-        ..KafkaConfig::new(settings.brokers.join(","))
-    };
+    let kafka = KafkaConfig { expected_topic_id: known.clone(), ..kafka_config(settings, TOPIC)? };
     let remedy = match &known {
         Some(_) => format!(
             "Correct [log] or the brokers; where the topic is another on purpose, remove {}",
@@ -91,6 +102,17 @@ async fn open_kafka(config: &Config, settings: &KafkaSettings) -> Result<KafkaLo
         written.map_err(|error| cannot_use(&remembered, &error))?;
     }
     Ok(log)
+}
+
+fn kafka_config(settings: &KafkaSettings, topic: &str) -> Result<KafkaConfig, Failure> {
+    Ok(KafkaConfig {
+        topic: format!("{}.{topic}", settings.topic_prefix),
+        shards: settings.shards,
+        replication: settings.replication,
+        tls: settings.tls.clone().map(|tls| KafkaTls { ca: tls.ca, identity: tls.identity }),
+        sasl: settings.user.as_ref().map(|user| sasl(user, settings.sasl)).transpose()?,
+        ..KafkaConfig::new(settings.brokers.join(","))
+    })
 }
 
 fn read_known(path: &Path) -> Result<Option<String>, Failure> {

@@ -3,15 +3,24 @@
 mod common;
 mod ordeal;
 
-use std::{net::TcpStream, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
-use common::{Node, Place, end};
+use common::{Node, PATIENCE, Place, end, get};
 use ordeal::{Ordeal, up};
 use serde_json::{Value, json};
 
 /// Where `make services` has them.
 const KAFKA: &str = "127.0.0.1:19092";
 const CASSANDRA: &str = "127.0.0.1:19042";
+/// The consumer that the documentation shows, and what runs it.
+const CONSUMER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/consume_events.py");
+const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/services/venv/bin/python");
 /// Kills of the node; each start replays what the last one had not projected.
 const KILLS: usize = 25;
 
@@ -111,4 +120,71 @@ fn servers_that_are_not_there_are_told() {
     let user = format!("user = 'a'\npassword_file = '{}'\n", password.display());
     end(&mut over(&scylla(&user), place.up())).assert_refused(2, &["password file", "is empty"]);
     end(&mut over(&scylla(""), place.up())).assert_refused(1, &["127.0.0.1:9", "Correct [records] or the servers"]);
+}
+
+/// What the consumer prints behind what it printed before.
+fn consume(config: &Path, cursors: &Path) -> Vec<Value> {
+    let config = std::fs::read_to_string(config).expect("it was written");
+    let prefix = config.lines().find_map(|line| line.strip_prefix("topic_prefix = ")).expect("it names its topics");
+    let topic = format!("{}.events", prefix.trim_matches('\''));
+    let mut consumer = Command::new(PYTHON);
+    let ended = end(consumer.args([CONSUMER, KAFKA, &topic, "--until-end", "--cursors"]).arg(cursors));
+    assert_eq!(ended.code, Some(0), "run `make services`, which installs its client:\n{}", ended.stderr);
+    ended.stdout.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
+}
+
+/// Says something in a session; the turn's id.
+fn say(node: &Node, session: &str, text: &str) -> String {
+    let body = json!({ "model": "default", "messages": [{ "role": "user", "content": text }] });
+    let call = common::client(None).post(node.url("/v1/chat/completions")).header("x-session-id", session).json(&body);
+    common::block_on(async {
+        let response = call.send().await.expect("an answer");
+        assert_eq!(response.status(), 200, "{}", node.log());
+        let turn = response.headers()["x-turn-id"].to_str().expect("text").to_owned();
+        response.bytes().await.expect("a whole answer");
+        turn
+    })
+}
+
+#[test]
+fn events_tell_every_turn_in_order_over_kills() {
+    const SESSIONS: [&str; 3] = ["one", "two", "three"];
+    let place = Place::new();
+    let (config, cursors) = (shared_stores(&place), place.path().join("cursors.json"));
+    let mut turns: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut told: Vec<Value> = Vec::new();
+    for life in 0..3 {
+        let node = Node::start(&place, &mut over(&config, place.up()));
+        node.wait_ready();
+        for number in 0..5 {
+            for session in SESSIONS {
+                turns.entry(session).or_default().push(say(&node, session, &format!("{number} of {life}")));
+            }
+        }
+        if life == 1 {
+            // While it lives; otherwise with what the next one publishes again.
+            told.extend(consume(&config, &cursors));
+        }
+        node.kill();
+    }
+    let node = Node::start(&place, &mut over(&config, place.up()));
+    let expected = 2 * turns.values().map(Vec::len).sum::<usize>();
+    let deadline = Instant::now() + PATIENCE;
+    while told.len() < expected {
+        assert!(Instant::now() < deadline, "{} of {expected} events: {told:#?}\n{}", told.len(), node.log());
+        told.extend(consume(&config, &cursors));
+    }
+    for (session, turns) in turns {
+        let of_session = told.iter().filter(|event| event["subject"] == session);
+        let seen: Vec<_> = of_session.map(|event| (&event["data"]["turn"], &event["type"])).collect();
+        let types = ["parlance.turn.accepted.v1", "parlance.turn.replied.v1"].map(Value::from);
+        let turns: Vec<Value> = turns.into_iter().map(Value::from).collect();
+        let expected: Vec<_> = turns.iter().flat_map(|turn| types.iter().map(move |kind| (turn, kind))).collect();
+        assert_eq!(seen, expected, "session {session}");
+    }
+    assert!(told.iter().all(|event| event["id"].as_str().is_some_and(|id| id.starts_with("parlance/"))), "{told:#?}");
+    let metrics = get(&node.url("/metrics")).body;
+    for name in ["parlance_events_published_total", "parlance_events_lag 0"] {
+        assert!(metrics.contains(name), "no {name} in\n{metrics}");
+    }
 }

@@ -1,6 +1,8 @@
 //! What every [`ShardLog`] promises, as checks that each adapter's tests run; a broken promise panics.
 //!
-//! The log under test must have at least three shards and injects no faults.
+//! The log under test must have at least three shards and injects no faults. [`events`] does the same for what is published.
+
+pub mod events;
 
 use std::{
     collections::BTreeMap,

@@ -19,6 +19,7 @@ mod append;
 mod config;
 mod context;
 mod describe;
+mod events;
 mod read;
 mod recent;
 mod topic;
@@ -40,8 +41,11 @@ use rdkafka::{
 };
 use tracing::{error, info};
 
-pub use self::config::{KafkaConfig, KafkaSasl, KafkaTls, SaslMechanism};
 use self::{append::Appender, context::Context, read::Reader, topic::Topic, watch::Watch};
+pub use self::{
+    config::{KafkaConfig, KafkaSasl, KafkaTls, SaslMechanism},
+    events::KafkaEvents,
+};
 use crate::{AppendDone, Bounds, LogError, ShardLog, StoredEntry, metrics::KafkaMetrics};
 
 /// Bytes of entries that wait for their outcomes at most; appends past them are unknown at once. As in the embedded log.

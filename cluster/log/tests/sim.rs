@@ -7,9 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use parlance_cluster_log::{
-    AppendOutcome, LogError, ShardLog,
+    AppendOutcome, EventMessage, EventPublisher, LogError, ShardLog,
     conformance::{self, append, append_one},
-    sim::{Fault, Faults, SimCluster, SimLog},
+    sim::{Fault, Faults, SimCluster, SimEvents, SimLog},
 };
 use parlance_cluster_protocol::{Offset, ShardId};
 use tokio::{
@@ -144,4 +144,23 @@ async fn the_same_seed_gives_the_same_faults() {
     assert_eq!(once, storm(9).await);
     assert_ne!(once, storm(10).await);
     assert!(once.0.iter().flatten().any(|outcome| *outcome == AppendOutcome::Unknown));
+}
+
+#[tokio::test]
+async fn events_in_memory_keep_the_promises_of_the_port() {
+    let events = SimEvents::new(conformance::events::SHARDS);
+    conformance::events::check_all(Arc::new(events.clone()), async |shard| events.published(shard)).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_told_to_fail_publishes_the_beginning() {
+    let events = SimEvents::new(2);
+    let event = |key: &'static str| EventMessage { key: key.into(), payload: Bytes::new() };
+    let batch = vec![event("a"), event("b"), event("c")];
+    events.set_failing(true);
+    events.publish(SHARD, batch.clone()).await.expect_err("it fails");
+    assert_eq!((events.published(SHARD), events.failures()), (batch[..1].to_vec(), 1));
+    events.set_failing(false);
+    events.publish(SHARD, batch.clone()).await.expect("it does not");
+    assert_eq!(events.published(SHARD)[1..], batch);
 }

@@ -54,6 +54,7 @@ pub(super) async fn node(data: &Path, models: Vec<ModelSpec>) -> Node {
         guards: Guards::default(),
         limits: Limits::default(),
         cluster: None,
+        events: None,
     };
     let node = Node::start(options).await.expect("the node starts");
     for _ in 0..2_000 {

@@ -140,6 +140,7 @@ impl ShardState {
                 Output::CaughtUp { next } => self.on_caught_up(next),
             }
         }
+        self.tell_publisher();
         Ok(())
     }
 

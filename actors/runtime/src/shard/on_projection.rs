@@ -5,7 +5,7 @@ use std::{mem, time::Duration};
 use parlance_cluster_protocol::Offset;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Internal, ShardState, projection};
+use super::{Internal, Publishing, ShardState, projection};
 use crate::{Refusal, ShardError, checkpoint::Checkpoint};
 
 /// The pause after a failed write to the store.
@@ -37,7 +37,8 @@ impl ShardState {
             return;
         }
         self.tail.start_projection();
-        self.projecting_to = Some(Checkpoint { point: self.ownership.point(), open: self.open.clone() });
+        self.projecting_to =
+            Some(Checkpoint { point: self.ownership.point(), open: self.open.clone(), published: None });
         self.settling.append(&mut self.settling_next);
         self.run_projection();
     }
@@ -87,12 +88,18 @@ impl ShardState {
         if upto <= self.checkpointed || self.checkpointing || !(waited || many || self.draining) {
             return;
         }
+        let published = self.publishing.as_ref().and_then(|publishing| publishing.published);
+        if self.services.events.is_some() && published.is_none() {
+            // The stored cursor was not read yet: a checkpoint without it would have the next owner publish from elsewhere.
+            return;
+        }
         self.checkpointing = true;
         self.checkpoint_started = Some(Instant::now());
         let (services, shard, myself) = (self.services.clone(), self.shard, self.myself.clone());
-        let checkpoint = self.projected_to.encode();
+        self.projected_to.published = published;
+        let (checkpoint, needed_from) = (self.projected_to.encode(), self.projected_to.needed_from());
         // A follower may just have read the last checkpoint, and have to begin to read there.
-        let forgotten = if services.is_clustered() { self.checkpointed } else { upto };
+        let forgotten = if services.is_clustered() { self.needed_from } else { needed_from };
         tokio::spawn(async move {
             let result = async {
                 services.records.put_checkpoint(shard, upto, checkpoint).await?;
@@ -101,14 +108,15 @@ impl ShardState {
                 Ok(())
             };
             let result = result.await;
-            let _stopping = myself.cast(super::ShardMessage::Internal(Internal::CheckpointStored { upto, result }));
+            let _stopping =
+                myself.cast(super::ShardMessage::Internal(Internal::CheckpointStored { upto, needed_from, result }));
         });
     }
 
-    pub(super) fn on_checkpoint_stored(&mut self, upto: Offset, result: Result<(), ShardError>) {
+    pub(super) fn on_checkpoint_stored(&mut self, upto: Offset, needed_from: Offset, result: Result<(), ShardError>) {
         self.checkpointing = false;
         match result {
-            Ok(()) => self.checkpointed = upto,
+            Ok(()) => (self.checkpointed, self.needed_from) = (upto, needed_from),
             Err(error) => tracing::warn!(shard = self.shard.0, %error, "cannot store a checkpoint, trying again"),
         }
     }
@@ -121,7 +129,7 @@ impl ShardState {
         self.finish_drain();
     }
 
-    /// Stops once the store has everything and the checkpoint says so.
+    /// Stops once the store has everything, the checkpoint says so, and all events are published.
     pub(super) fn finish_drain(&mut self) {
         if !self.draining {
             return;
@@ -129,7 +137,8 @@ impl ShardState {
         self.start_projection();
         self.start_checkpoint();
         let written = self.tail.lag() == 0 && self.projected_to.point.next <= self.checkpointed;
-        if written && self.ownership.unsettled() == 0 && !self.checkpointing {
+        let told = self.publishing.as_ref().is_none_or(Publishing::is_done);
+        if written && told && self.ownership.unsettled() == 0 && !self.checkpointing {
             self.myself.stop(Some("drained".into()));
         }
     }

@@ -141,6 +141,7 @@ impl ShardState {
         }
         self.table.set_stage(self.shard, Stage::Owning);
         tracing::debug!(shard = self.shard.0, cause = self.term.cause, open_turns = self.open.len(), "owns the shard");
+        self.start_publishing();
         self.recover_open_turns();
         for (session, command) in mem::take(&mut self.waiting) {
             self.on_command(session, command);
@@ -192,6 +193,7 @@ impl ShardState {
     pub(super) fn end_term(&mut self, reason: &str) {
         tracing::debug!(shard = self.shard.0, reason, "the term ends");
         self.term.phase = Phase::Over;
+        self.publishing = None;
         self.table.clear(self.shard, self.myself.get_id());
         self.dismiss_sessions();
         for (_, command) in mem::take(&mut self.waiting) {
@@ -286,6 +288,7 @@ impl ShardState {
             return;
         }
         self.tail.forget_before(Position(next.0));
-        (self.checkpointed, self.projected_to) = (next, reached);
+        (self.checkpointed, self.needed_from) = (next, reached.needed_from());
+        self.projected_to = reached;
     }
 }

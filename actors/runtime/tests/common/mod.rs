@@ -55,6 +55,7 @@ pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> Nod
         guards: Guards::default(),
         limits: Limits::default(),
         cluster: None,
+        events: None,
     }
 }
 

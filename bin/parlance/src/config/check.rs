@@ -75,6 +75,7 @@ impl Reader {
         let node = self.node();
         let cluster = self.cluster(&node);
         let log = self.log();
+        let publishes_events = self.events(log.as_ref());
         let records = self.records();
         self.one_of("cache.kind", &["local"]);
         let models = self.models();
@@ -95,6 +96,7 @@ impl Reader {
             cluster,
             log: log?,
             records: records?,
+            publishes_events,
             models,
             limits,
             api_key_file,

@@ -88,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) cluster: Option<ClusterConfig>,
     pub(crate) log: LogConfig,
     pub(crate) records: RecordsConfig,
+    /// Whether what happens to turns is published. Only where the log is in Kafka.
+    pub(crate) publishes_events: bool,
     /// By the name that a model is served under. Empty only in a cluster.
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,

@@ -55,6 +55,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("log.user", Kind::Text),
     ("log.password_file", Kind::Text),
     ("log.sasl", Kind::Text),
+    ("events.publish", Kind::Flag),
     ("records.kind", Kind::Text),
     ("records.contact_points", Kind::List),
     ("records.keyspace", Kind::Text),

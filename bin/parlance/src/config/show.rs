@@ -21,6 +21,7 @@ fn rows(config: &Config) -> Vec<Row> {
     let cluster = config.cluster.iter().flat_map(ClusterConfig::rows);
     rows.extend(cluster.map(|(key, value)| ("cluster".into(), key, value)));
     rows.extend(config.log.rows().into_iter().map(|(key, value)| ("log".into(), key, value)));
+    rows.push(("events".into(), "publish", json!(config.publishes_events)));
     rows.extend(config.records.rows().into_iter().map(|(key, value)| ("records".into(), key, value)));
     rows.push(("cache".into(), "kind", json!("local")));
     for (name, model) in &config.models {

@@ -1,4 +1,4 @@
-//! Where the log and the records are: in the data directory, or in servers that nodes share.
+//! Where the log, its events and the records are: in the data directory, or in servers that nodes share.
 
 use std::path::PathBuf;
 
@@ -145,6 +145,17 @@ impl Reader {
             );
         }
         Some(LogConfig::Kafka(KafkaSettings { brokers, topic_prefix, shards, replication, tls, user, sasl }))
+    }
+
+    /// Whether events are published: where there is a Kafka, unless it is told not to.
+    pub(super) fn events(&mut self, log: Option<&LogConfig>) -> bool {
+        let has_kafka = !matches!(log, Some(LogConfig::Local { .. }));
+        let publishes = self.flag("events.publish").unwrap_or(has_kafka);
+        if publishes && !has_kafka {
+            let problem = "needs a topic to publish to, and the log is local";
+            self.wrong("events.publish", "true", problem, "Set log.kind = \"kafka\", or remove it");
+        }
+        publishes
     }
 
     pub(super) fn records(&mut self) -> Option<RecordsConfig> {

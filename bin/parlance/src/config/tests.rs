@@ -55,6 +55,21 @@ fn what_is_shown_is_a_configuration_again() {
 }
 
 #[test]
+fn events_are_published_where_there_is_a_kafka() {
+    let publishes = |file: &str| load(file, &[], Overrides::default()).expect("valid").publishes_events;
+    let kafka = "[log]\nkind = 'kafka'\nbrokers = ['one']\n";
+    assert!(publishes(kafka) && !publishes(""));
+    for off in [format!("{kafka}[events]\npublish = false"), "[events]\npublish = false".to_owned()] {
+        assert!(!publishes(&off));
+    }
+    let told = refused("[events]\npublish = true");
+    for part in ["events.publish = true", "parlance.toml", "the log is local", "Set log.kind = \"kafka\", or remove it"]
+    {
+        assert!(told.contains(part), "no {part:?} in {told}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_name() {
     let told = refused("lisen = '127.0.0.1:1'\n[limits]\nbody_byte = 1\n[nodes]\nname = 'a'\n[models.x]\nsorce = 'y'");
     for meant in ["`listen`", "`limits.body_bytes`", "[node]", "`models.x.source`"] {

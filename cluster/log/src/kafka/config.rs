@@ -20,6 +20,9 @@ const FETCH_WAIT: Duration = Duration::from_millis(20);
 /// How long until a lost connection is tried again: at first, and at most.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
+/// How long until an event that was not acknowledged is given up: longer than brokers take to follow a leader that died.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How a [`KafkaLog`](super::KafkaLog) reaches its brokers, and what its topic has to be like.
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
@@ -194,6 +197,18 @@ impl KafkaConfig {
         client
     }
 
+    /// As [`producer`](Self::producer), for batches of events: what is sent of one is its beginning. Patient, since what is given up is published twice.
+    pub(super) fn event_producer(&self) -> ClientConfig {
+        let mut client = self.producer();
+        client
+            .set("client.id", "parlance-events")
+            .set("linger.ms", "5")
+            .set("message.timeout.ms", millis(EVENT_TIMEOUT))
+            .set("max.in.flight.requests.per.connection", "1")
+            .set("enable.gapless.guarantee", "true");
+        client
+    }
+
     /// Partitions are assigned by hand. The group is a name that librdkafka wants; nobody joins it and no offset is committed.
     pub(super) fn consumer(&self) -> ClientConfig {
         let mut client = self.client();
@@ -257,7 +272,7 @@ mod tests {
     fn librdkafka_takes_every_option() {
         let sasl = Some(KafkaSasl { mechanism: SaslMechanism::ScramSha256, user: "u".into(), password: "p".into() });
         let config = KafkaConfig { tls: Some(KafkaTls::default()), sasl, ..KafkaConfig::new("127.0.0.1:1") };
-        for client in [config.admin(), config.consumer(), config.producer()] {
+        for client in [config.admin(), config.consumer(), config.producer(), config.event_producer()] {
             client.create_native_config().expect("every option is known");
         }
         let _producer: rdkafka::producer::BaseProducer =

@@ -23,8 +23,16 @@ use crate::LogError;
 
 /// As the embedded log.
 const MAX_SHARDS: u16 = 16_384;
-/// What a topic that is made here takes as one batch, in bytes.
-const BATCH_LIMIT: &str = "2097152";
+/// How the topic of a log is made, besides the brokers that hold it.
+const LOG_SETTINGS: &[(&str, &str)] = &[
+    ("cleanup.policy", "delete"),
+    ("retention.ms", "-1"),
+    ("retention.bytes", "-1"),
+    ("unclean.leader.election.enable", "false"),
+    // What it takes as one batch.
+    ("max.message.bytes", "2097152"),
+    ("message.timestamp.type", "LogAppendTime"),
+];
 /// How long a new topic's partitions may take to have leaders is part of the time to open; this is how often it is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A broker that died is followed by another after `broker.session.timeout.ms`; longer than this stalls its shards for long.
@@ -55,13 +63,30 @@ impl Topic {
         let opening = Opening::new(config.clone()).await?;
         let description = match opening.describe().await? {
             Some(description) => description,
-            None => opening.create().await?,
+            None => opening.create(LOG_SETTINGS).await?,
         };
         opening.check(&description)?;
         let min_in_sync = opening.check_settings().await?;
         opening.check_brokers().await?;
         let admin = Arc::into_inner(opening.admin).ok_or(LogError::Closed)?;
         Ok((admin, Self { id: description.id, min_in_sync }))
+    }
+
+    /// A topic for events: it has to have a partition for each shard. What is published is a copy, so that the rest is the operator's choice.
+    pub(super) async fn open_for_events(config: &KafkaConfig) -> Result<(), LogError> {
+        let opening = Opening::new(config.clone()).await?;
+        let found = match opening.describe().await? {
+            Some(description) => description.partitions.len(),
+            None => opening.create(&[]).await?.partitions.len(),
+        };
+        if found < usize::from(config.shards) {
+            let (topic, shards) = (&config.topic, config.shards);
+            let remedy = format!(
+                "there has to be one for each of {shards} shards: kafka-topics --alter --topic {topic} --partitions {shards}"
+            );
+            return Err(misconfigured(&opening.place(), "partitions", found, remedy));
+        }
+        Ok(())
     }
 }
 
@@ -102,17 +127,12 @@ impl Opening {
         described.map_err(|e| self.unreachable(e))
     }
 
-    async fn create(&self) -> Result<TopicDescription, LogError> {
+    async fn create(&self, settings: &[(&str, &str)]) -> Result<TopicDescription, LogError> {
         let KafkaConfig { topic, shards, replication, .. } = &self.config;
         let min_in_sync = self.config.min_in_sync().to_string();
-        let new = NewTopic::new(topic, i32::from(*shards), TopicReplication::Fixed(i32::from(*replication)))
-            .set("min.insync.replicas", &min_in_sync)
-            .set("cleanup.policy", "delete")
-            .set("retention.ms", "-1")
-            .set("retention.bytes", "-1")
-            .set("unclean.leader.election.enable", "false")
-            .set("max.message.bytes", BATCH_LIMIT)
-            .set("message.timestamp.type", "LogAppendTime");
+        let new = NewTopic::new(topic, i32::from(*shards), TopicReplication::Fixed(i32::from(*replication)));
+        let new = new.set("min.insync.replicas", &min_in_sync);
+        let new = settings.iter().fold(new, |new, (setting, value)| new.set(setting, value));
         let options = AdminOptions::new().request_timeout(Some(self.left())).operation_timeout(Some(self.left()));
         let made = self.admin.create_topics([&new], &options).await.map_err(|e| self.unreachable(e))?;
         match made.into_iter().next() {

@@ -4,6 +4,7 @@
 
 mod checks;
 mod conformance;
+mod events;
 mod faults;
 mod owners;
 mod replicas;

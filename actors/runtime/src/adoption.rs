@@ -17,14 +17,14 @@ use parlance_cluster_log::{
     ShardLog,
     ownership::{self, Output, Ownership, SlotTable},
 };
-use parlance_cluster_protocol::{AdoptionChain, AdoptionDigest, Offset, Position, SessionKey, SessionRecord, ShardId};
+use parlance_cluster_protocol::{AdoptionChain, AdoptionDigest, Position, SessionKey, SessionRecord, ShardId};
 use parlance_cluster_records::{LocalRecords, Order, RecordStore, RecordsError};
 use thiserror::Error;
 
 pub use self::parts::Parts;
 use crate::{
     Limits, ShardError,
-    checkpoint::{Checkpoint, OpenTurns},
+    checkpoint::Checkpoint,
     node::dialogue_limits,
     shard::{Committed, RecordsBySession, project_into, projection_of},
 };
@@ -96,9 +96,8 @@ struct Reader<'a> {
     shard: ShardId,
     limits: dialogue::Limits,
     ownership: Ownership,
-    /// Up to where the stored checkpoint goes.
-    checkpointed: Offset,
-    open: OpenTurns,
+    /// As it was stored, with the turns that are open by now.
+    checkpoint: Checkpoint,
     fresh: RecordsBySession,
     count: usize,
 }
@@ -115,8 +114,7 @@ impl<'a> Reader<'a> {
         let slots = SlotTable::new(shard, log.shards());
         let ownership = Ownership::new(String::new(), slots, checkpoint.point, ownership::Limits::default());
         let limits = dialogue_limits(limits);
-        let (checkpointed, open) = (checkpoint.point.next, checkpoint.open);
-        Ok(Self { log, records, shard, limits, ownership, checkpointed, open, fresh: HashMap::new(), count: 0 })
+        Ok(Self { log, records, shard, limits, ownership, checkpoint, fresh: HashMap::new(), count: 0 })
     }
 
     async fn run(mut self) -> Result<(), ShardError> {
@@ -152,7 +150,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, position: Position, payload: Bytes) -> Result<(), ShardError> {
         let record = Arc::new(SessionRecord::decode(payload)?);
         let session = Arc::new(record.session.clone());
-        self.open.apply(&record);
+        self.checkpoint.open.apply(&record);
         self.fresh.entry(session).or_default().push(Committed { position, record });
         self.count += 1;
         Ok(())
@@ -167,8 +165,8 @@ impl<'a> Reader<'a> {
     /// Without it the rows would not outlive a power loss.
     async fn put_checkpoint(self) -> Result<(), ShardError> {
         let point = self.ownership.point();
-        if point.next > self.checkpointed {
-            let checkpoint = Checkpoint { point, open: self.open };
+        if point.next > self.checkpoint.point.next {
+            let checkpoint = Checkpoint { point, ..self.checkpoint };
             self.records.put_checkpoint(self.shard, point.next, checkpoint.encode()).await?;
         }
         Ok(())

@@ -382,8 +382,10 @@ mod tests {
         let names = [("a", "api", "1"), ("a", "key", "1"), ("b", "api", "1"), ("b", "api", "2")];
         let keys = names.map(|(tenant, channel, chat)| SessionKey::in_channel(tenant, channel, chat));
         let put = |row| Change { position: Position(1), kind: ChangeKind::Put(row) };
-        for session in &keys {
-            let turns = (0..3).map(|turn| put(Row::Turn { session: session.clone(), turn: TurnId(turn << 100) }));
+        for (number, session) in (1..).zip(&keys) {
+            // A turn belongs to one session of its tenant.
+            let turns = (0..3).map(|turn| TurnId(turn << 100 | number));
+            let turns = turns.map(|turn| put(Row::Turn { session: session.clone(), turn }));
             let state = put(Row::Session { session: session.clone(), state: "state".into() });
             store.write(turns.chain([state]).collect()).await?;
         }
@@ -394,9 +396,10 @@ mod tests {
         }
         assert_eq!(found, keys);
         let turns = async |after, limit| store.turns(&keys[1], after, limit).await;
-        assert_eq!(turns(None, 2).await?, [TurnId(0), TurnId(1 << 100)]);
-        assert_eq!(turns(Some(TurnId(1 << 100)), 9).await?, [TurnId(2 << 100)]);
-        assert_eq!(turns(Some(TurnId(2 << 100)), 9).await?, []);
+        let [first, second, third] = [0, 1, 2].map(|turn| TurnId(turn << 100 | 2));
+        assert_eq!(turns(None, 2).await?, [first, second]);
+        assert_eq!(turns(Some(second), 9).await?, [third]);
+        assert_eq!(turns(Some(third), 9).await?, []);
         let erase = ChangeKind::EraseSession { session: keys[1].clone() };
         store.write(vec![Change { position: Position(2), kind: erase }]).await?;
         assert_eq!(turns(None, 9).await?, []);

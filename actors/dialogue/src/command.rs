@@ -1,8 +1,8 @@
 //! What is told to the machine.
 
 use parlance_cluster_protocol::{
-    BodyHash, FinishReason, Item, ModelTag, SessionKey, SessionOpened, SessionUpdated, TimestampMs, TurnAccepted,
-    TurnId, Usage, UserHash,
+    Adopted, BodyHash, FinishReason, Item, ModelTag, SessionKey, SessionOpened, SessionUpdated, TimestampMs,
+    TurnAccepted, TurnId, Usage, UserHash,
 };
 
 /// Ties effects to the request that they answer. Chosen by the caller, unique among its unanswered requests.
@@ -67,6 +67,13 @@ pub enum Command {
     Delete {
         /// Who asks.
         caller: Caller,
+    },
+    /// Take over a part of what another log knew of the session. Answered by `Done`, also if it was taken over before, or `Refused`.
+    Adopt {
+        /// Who asks.
+        caller: Caller,
+        /// The part.
+        part: Box<Adopted>,
     },
     /// Bind an idempotency key to a turn; this session is the key's own. Answered by `Bound` or `Refused`.
     BindKey {

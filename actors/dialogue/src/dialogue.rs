@@ -3,6 +3,7 @@
 //! After every command it brings itself forward ([`Dialogue::advance`]): what to do next depends on the state reached, not on how it was reached.
 
 mod admit;
+mod adopt;
 mod head;
 mod settle;
 
@@ -84,6 +85,7 @@ enum Setting {
     Update,
     AddItems,
     Delete,
+    Adopt,
 }
 
 /// A request that waits for a key to be bound.
@@ -122,7 +124,7 @@ impl Dialogue {
         Self {
             limits: durable.limits,
             affinity: hasher.finish() | 1,
-            clock: durable.at,
+            clock: durable.latest(),
             durable,
             history,
             dedupe,
@@ -148,15 +150,19 @@ impl Dialogue {
         changes: &mut Vec<ViewChange>,
     ) -> Result<bool, DialogueError> {
         let first = changes.len();
-        if self.durable.position().is_none_or(|last| position > last) {
+        // A part of an adopted session takes nothing away: it brings what was there.
+        let is_part = matches!(record.event, SessionEvent::Adopted(_));
+        if !is_part && self.durable.position().is_none_or(|last| position > last) {
             self.dedupe.expire(record.at, |event_id| changes.push(ViewChange::ForgetDedupe { event_id }));
         }
         let Some(folded) = self.durable.fold(position, record, changes)? else { return Ok(false) };
-        for change in &changes[first..] {
-            self.remember(change);
+        if let Some(part) = folded.adopted {
+            self.remember_adopted(part, &changes[first..]);
+        } else {
+            changes[first..].iter().for_each(|change| self.remember(change));
         }
         self.history.fit(self.durable.history_rows());
-        self.clock = self.clock.max(record.at);
+        self.clock = self.clock.max(self.durable.latest());
         if self.live {
             self.ended.extend(folded.ended);
         }
@@ -188,6 +194,7 @@ impl Dialogue {
             Command::Update { caller, updated } => self.update(caller, updated, out),
             Command::AddItems { caller, items } => self.add_items(caller, items, out),
             Command::Delete { caller } => self.delete(caller, out),
+            Command::Adopt { caller, part } => self.adopt(caller, *part, out),
             Command::BindKey { caller, body_hash, target, turn, expires_at } => {
                 let bound = KeyBound { body_hash, target, turn, expires_at };
                 self.bind_key(caller, bound, out);
@@ -231,7 +238,7 @@ impl Dialogue {
 
     /// When [`Command::Tick`] is wanted at the latest, if nothing else is told before.
     pub fn wake_at(&self) -> Option<TimestampMs> {
-        let open = self.durable.open.front().filter(|_| self.live)?;
+        let open = self.durable.open.front().filter(|_| self.live && !self.durable.is_being_adopted())?;
         let head = self.head.as_ref()?;
         let checkpoint_in_flight = self.has_pending(|what| matches!(what, InFlight::Progress(_)));
         head.wake_at(open.request.deadline, self.limits.checkpoint_ms, checkpoint_in_flight)

@@ -1,5 +1,6 @@
 //! The durable part: the fold of a session's committed records.
 
+mod adopt;
 mod fold;
 mod turns;
 
@@ -13,6 +14,7 @@ use parlance_cluster_protocol::{
     BodyHash, Item, ModelTag, Position, SessionKey, SessionRecord, TimestampMs, TurnAccepted, TurnId, UserHash,
 };
 
+pub(crate) use self::adopt::{AdoptedPart, Adoption};
 use crate::{Answer, DialogueError, Limits, ViewChange, window::Window, wire};
 
 /// A turn that was accepted and has no final answer.
@@ -93,6 +95,8 @@ pub struct Durable {
     pub(crate) open: VecDeque<OpenTurn>,
     pub(crate) last: Option<LastTurn>,
     pub(crate) binding: Option<Binding>,
+    /// Set once the session came, or began to come, from another log.
+    pub(crate) adoption: Option<Adoption>,
 }
 
 /// What a record did besides changing views.
@@ -100,6 +104,8 @@ pub struct Durable {
 pub(crate) struct Folded {
     /// The turn that it ended.
     pub(crate) ended: Option<Arc<Answer>>,
+    /// What it did if it is a part of an adopted session.
+    pub(crate) adopted: Option<AdoptedPart>,
 }
 
 impl Durable {
@@ -121,6 +127,7 @@ impl Durable {
             open: VecDeque::new(),
             last: None,
             binding: None,
+            adoption: None,
         }
     }
 
@@ -163,9 +170,9 @@ impl Durable {
         self.position
     }
 
-    /// Whether there is such a session: it has a record, and was not deleted.
+    /// Whether there is such a session: it has a record, was not deleted, and is not on its way from another log.
     pub fn exists(&self) -> bool {
-        self.created_at.is_some() && !self.deleted
+        self.created_at.is_some() && !self.deleted && !self.is_being_adopted()
     }
 
     /// Whether it was deleted.
@@ -206,6 +213,13 @@ impl Durable {
     /// The rows of the transcript that [`Dialogue::restore`](crate::Dialogue::restore) wants.
     pub fn history_rows(&self) -> std::ops::Range<u64> {
         self.window.from()..self.window.next()
+    }
+
+    /// How many items nothing takes away but the session's deletion: a regeneration replaces what belongs to the last turn.
+    pub fn lasting_items(&self) -> u64 {
+        let head = self.open.front().and_then(|open| open.head.as_ref()).map(|head| head.first_item);
+        let last = self.last.as_ref().map(|last| last.first_item);
+        head.into_iter().chain(last).min().unwrap_or_else(|| self.items())
     }
 
     /// The turns without a final answer, in order of acceptance.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use parlance_cluster_protocol::{
-    GenerationOptions, History, Item, ModelTag, SessionKey, SessionRecord, TimestampMs, TurnId,
+    GenerationOptions, History, Item, ModelTag, SessionKey, SessionRecord, TimestampMs, TurnId, WireError,
 };
 use thiserror::Error;
 
-use crate::{Answer, RequestId, Tag};
+use crate::{Answer, DialogueError, RequestId, Tag};
 
 /// Something to be done outside, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,6 +151,9 @@ pub enum Refusal {
     /// Another turn has this id.
     #[error("this turn id is in use")]
     TurnIdInUse,
+    /// The part of an adopted session is not the next one, or is not what it should be.
+    #[error("{0}")]
+    BadPart(&'static str),
     /// The record could not be written.
     #[error("the log did not take the record: try again")]
     NotRecorded,
@@ -160,6 +163,15 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Why a part of an adopted session cannot follow.
+    pub(crate) fn from_part(error: &DialogueError) -> Self {
+        Self::BadPart(match error {
+            DialogueError::OutOfPlace { reason, .. } => reason,
+            DialogueError::Wire(WireError::Newer { .. }) => "a row is of a newer version of parlance",
+            _ => "a row cannot be read",
+        })
+    }
+
     /// The error code of the public interface.
     pub fn code(self) -> &'static str {
         match self {
@@ -169,7 +181,7 @@ impl Refusal {
             Self::DedupeFull => "rate_limited",
             Self::NotFound | Self::Deleted => "session_not_found",
             Self::AlreadyExists => "session_exists",
-            Self::InvalidRegenerate | Self::TurnIdInUse => "invalid_value",
+            Self::InvalidRegenerate | Self::TurnIdInUse | Self::BadPart(_) => "invalid_value",
             Self::MovedOn => "session_moved_on",
             Self::InputTooLarge => "input_too_large",
             Self::NotRecorded | Self::NotReady => "log_unavailable",

@@ -25,4 +25,12 @@ pub enum DialogueError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The part of an adopted session cannot follow what is known of the session.
+    #[error("the adopted part at position {position} cannot follow what is known of its session: {reason}")]
+    OutOfPlace {
+        /// Where it lies.
+        position: Position,
+        /// What is wrong.
+        reason: &'static str,
+    },
 }

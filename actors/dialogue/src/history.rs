@@ -20,14 +20,18 @@ pub(crate) struct History {
 impl History {
     /// Reads the rows of the window; others are left out.
     pub(crate) fn restore(window: Range<u64>, rows: Vec<(u64, Bytes)>) -> Result<Self, DialogueError> {
-        let mut items = VecDeque::from(vec![None; (window.end - window.start) as usize]);
+        let mut history = Self::blank(window.clone());
         for (index, row) in rows {
-            let slot = index.checked_sub(window.start).and_then(|at| items.get_mut(at as usize));
-            if let Some(slot) = slot {
-                *slot = kept(Arc::new(HistoryItem::decode(&row)?));
+            if window.contains(&index) {
+                history.fill(index, Arc::new(HistoryItem::decode(&row)?));
             }
         }
-        Ok(Self { from: window.start, items })
+        Ok(history)
+    }
+
+    /// A history none of whose items is there yet.
+    pub(crate) fn blank(window: Range<u64>) -> Self {
+        Self { from: window.start, items: VecDeque::from(vec![None; (window.end - window.start) as usize]) }
     }
 
     /// An empty history whose next item is `next`.
@@ -38,6 +42,14 @@ impl History {
     pub(crate) fn put(&mut self, index: u64, item: Arc<HistoryItem>) {
         debug_assert_eq!(index, self.from + self.items.len() as u64, "items are appended");
         self.items.push_back(kept(item));
+    }
+
+    /// Puts an item into its place, if the window has one for it.
+    pub(crate) fn fill(&mut self, index: u64, item: Arc<HistoryItem>) {
+        let slot = index.checked_sub(self.from).and_then(|at| self.items.get_mut(at as usize));
+        if let Some(slot) = slot {
+            *slot = kept(item);
+        }
     }
 
     pub(crate) fn truncate(&mut self, next: u64) {

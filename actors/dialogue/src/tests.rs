@@ -1,5 +1,6 @@
 //! The machine in a simulated world: a log that commits late or never, a store, a model, crashes.
 
+mod adoption;
 mod history;
 mod keys;
 mod recovery;

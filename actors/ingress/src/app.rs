@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::{
+    adoption,
     api_error::ApiError,
     auth::Auth,
     chat, cluster_admin, conversations, embeddings,
@@ -100,6 +101,8 @@ pub(crate) const ROUTES: &[&str] = &[
     "/admin/v1/nodes/{name}/undrain",
     "/admin/v1/shards",
     "/admin/v1/shards/{shard}/move",
+    "/admin/v1/adoption",
+    "/admin/v1/adoption/compare",
 ];
 
 /// The router of the public face.
@@ -135,6 +138,8 @@ pub(crate) fn router(app: Shared) -> Router {
         .route("/admin/v1/nodes/{name}/undrain", post(cluster_admin::undrain))
         .route("/admin/v1/shards", get(cluster_admin::shards))
         .route("/admin/v1/shards/{shard}/move", post(cluster_admin::move_shard))
+        .route("/admin/v1/adoption", post(adoption::adopt))
+        .route("/admin/v1/adoption/compare", post(adoption::compare))
         .fallback(page::serve)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&app), frame))

@@ -32,8 +32,20 @@ pub(crate) async fn read_optional_json(
     Ok((parts, Some(bytes)))
 }
 
+/// A body of `most` bytes at most that is no text.
+pub(crate) async fn read_octets(request: Request, most: usize, limits: &IngressLimits) -> Result<Bytes, ApiError> {
+    let (parts, body) = request.into_parts();
+    if parts.headers.get(header::CONTENT_TYPE).is_none_or(|value| value != "application/octet-stream") {
+        return Err(unsupported("Unsupported content type; send 'Content-Type: application/octet-stream'."));
+    }
+    read(body, &IngressLimits { body_bytes: most, ..limits.clone() }).await
+}
+
+fn unsupported(message: &'static str) -> ApiError {
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+}
+
 fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
-    let unsupported = |message| ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message);
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
     {

@@ -9,6 +9,7 @@
 //! is watched through one helper, `reply`, whatever the face, so that none of them splices two texts or shows one twice.
 
 mod activity;
+mod adoption;
 mod api_error;
 mod app;
 mod auth;

@@ -33,6 +33,12 @@ impl OpenTurns {
             }
             SessionEvent::Replied(replied) => drop(self.0.remove(&replied.turn)),
             SessionEvent::TurnFailed(failed) => drop(self.0.remove(&failed.turn)),
+            // Only the last part names turns: until then the session owes nobody anything here.
+            SessionEvent::Adopted(part) => self.0.extend(
+                part.open
+                    .iter()
+                    .map(|open| (open.turn, OpenTurn { session: record.session.clone(), deadline: open.deadline })),
+            ),
             _ => {}
         }
     }

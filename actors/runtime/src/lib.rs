@@ -5,6 +5,7 @@
 //! actor's messages.
 
 mod admission;
+pub mod adoption;
 mod checkpoint;
 mod clock;
 mod cluster;

@@ -458,7 +458,8 @@ impl Node {
     }
 }
 
-fn dialogue_limits(limits: &Limits) -> dialogue::Limits {
+/// The bounds of a session's machine.
+pub(crate) fn dialogue_limits(limits: &Limits) -> dialogue::Limits {
     dialogue::Limits {
         queue: limits.queued_turns_per_session,
         history_bytes: limits.history_bytes as u64,

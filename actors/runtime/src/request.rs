@@ -1,7 +1,8 @@
 //! What is asked of a session, wherever it lives, and what it answers.
 
 use parlance_cluster_protocol::{
-    BodyHash, ItemsAdded, SessionKey, SessionOpened, SessionUpdated, TimestampMs, TurnAccepted, TurnId, UserHash,
+    Adopted, BodyHash, ItemsAdded, SessionKey, SessionOpened, SessionUpdated, TimestampMs, TurnAccepted, TurnId,
+    UserHash,
 };
 use tokio::sync::oneshot;
 
@@ -52,6 +53,8 @@ pub(crate) enum SessionRequest {
     Delete {
         user: Option<UserHash>,
     },
+    /// Part of a session of another log. Taking one over twice is as good as once.
+    Adopt(Box<Adopted>),
     /// Answered with whether the turn was open. `None`: the running one.
     Stop {
         turn: Option<TurnId>,
@@ -83,7 +86,9 @@ impl SessionRequest {
     pub(crate) fn may_be_repeated(&self) -> bool {
         match self {
             Self::Submit(submit) => !submit.turn.event_id.is_empty(),
-            Self::BindKey { .. } | Self::Update { .. } | Self::Stop { .. } | Self::Watch { .. } => true,
+            Self::BindKey { .. } | Self::Update { .. } | Self::Adopt(_) | Self::Stop { .. } | Self::Watch { .. } => {
+                true
+            }
             Self::Open { .. } | Self::AddItems { .. } | Self::Delete { .. } => false,
         }
     }

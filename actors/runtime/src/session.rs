@@ -199,6 +199,9 @@ impl SessionState {
             SessionRequest::Delete { user } => {
                 self.ask(Waiting::Done(reply), user, |caller| Command::Delete { caller })
             }
+            SessionRequest::Adopt(part) => {
+                self.ask(Waiting::Done(reply), None, |caller| Command::Adopt { caller, part })
+            }
             SessionRequest::Stop { turn } => self.on_stop(turn, reply),
             SessionRequest::Watch { turn } => {
                 self.on_watch(turn, reply);

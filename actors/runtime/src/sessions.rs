@@ -1,5 +1,6 @@
 //! The node's face towards its clients: durable sessions by key, wherever their shard lives.
 
+mod adoption;
 mod views;
 
 use std::{sync::Arc, time::Duration};
@@ -491,11 +492,12 @@ impl Sessions {
 
     /// A place for a turn.
     fn admit(&self, session: &SessionKey, request: &SessionRequest) -> Result<Option<Permit>, Refusal> {
-        if !matches!(request, SessionRequest::Submit(_)) {
-            return Ok(None);
+        let log = || self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()));
+        match request {
+            SessionRequest::Submit(_) => log().and_then(|()| self.services.turns.admit(&session.tenant).map(Some)),
+            SessionRequest::Adopt(_) => log().map(|()| None),
+            _ => Ok(None),
         }
-        self.services.log.admission().map_err(|error| Refusal::LogUnavailable(error.to_string()))?;
-        self.services.turns.admit(&session.tenant).map(Some)
     }
 
     /// Waits until the record store has everything that was committed about the session, so that a read is current.

@@ -39,8 +39,11 @@ use parlance_cluster_protocol::{Offset, Position, SessionKey, SessionRecord, Sha
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{sync::oneshot, time::Instant};
 
-pub(crate) use self::tail::Committed;
 use self::{on_term::Term, publisher::Publishing, tail::Tail};
+pub(crate) use self::{
+    projection::project_into,
+    tail::{Committed, RecordsBySession, projection_of},
+};
 use crate::{
     Refusal, ShardError,
     checkpoint::{Checkpoint, OpenTurns},

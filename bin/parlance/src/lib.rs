@@ -6,6 +6,7 @@ mod cli;
 mod client;
 mod cluster;
 mod config;
+mod data;
 mod failure;
 mod files;
 mod logs;

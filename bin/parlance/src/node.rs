@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     auth, cluster,
     config::Config,
+    data,
     failure::{Failure, chain, one_line},
     models, output, secret, stores, tls,
 };
@@ -86,6 +87,8 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     let address = listener.address();
     make_data_dir(&config.data)?;
     let log = stores::open_log(config).await?;
+    // Behind the lock: what seals a directory holds it.
+    data::seal::refuse(&config.data)?;
     let events = stores::open_events(config).await?;
     let records = stores::open_records(config).await?;
     let user_secret = secret::load(&config.data.join("user-secret"))?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{BodyHash, SessionKey, TimestampMs, TurnId, UserHash, WireError, wire};
+use crate::{BodyHash, SessionKey, TimestampMs, TurnId, UserHash, WireError, adopted::Adopted, wire};
 
 const WHAT: &str = "session record";
 
@@ -47,6 +47,8 @@ pub enum SessionEvent {
     TurnFailed(TurnFailed),
     /// The conversation was deleted: its history is gone and new turns are refused.
     Deleted,
+    /// A part of what another log knew of the session. With the last part the session goes on here as if it had never been elsewhere.
+    Adopted(Adopted),
 }
 
 /// Who speaks.

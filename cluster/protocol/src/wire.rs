@@ -1,12 +1,13 @@
 //! The stored shapes (Protocol Buffers) and their conversion to and from the domain values. Field numbers are for ever.
 
+mod adopted;
 mod format;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use self::format::Format;
+use self::{adopted::Adopted, format::Format};
 use crate as domain;
 use crate::{FORMAT_VERSION, SLOTS, SessionKey, SlotId, TimestampMs, TurnId, WireError};
 
@@ -126,7 +127,7 @@ pub(crate) struct Record {
     key_id: u32,
     #[prost(uint64, tag = "5")]
     at_ms: u64,
-    #[prost(oneof = "record::Event", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "record::Event", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     event: Option<record::Event>,
 }
 
@@ -153,6 +154,8 @@ mod record {
         TurnFailed(super::TurnFailed),
         #[prost(message, tag = "19")]
         Deleted(super::Deleted),
+        #[prost(message, tag = "20")]
+        Adopted(super::Adopted),
     }
 }
 
@@ -482,6 +485,7 @@ impl From<&domain::SessionEvent> for record::Event {
                 message: failed.message.clone(),
             }),
             domain::SessionEvent::Deleted => Self::Deleted(Deleted {}),
+            domain::SessionEvent::Adopted(part) => Self::Adopted(part.into()),
         }
     }
 }
@@ -526,6 +530,7 @@ impl TryFrom<record::Event> for domain::SessionEvent {
                 message: failed.message,
             }),
             record::Event::Deleted(Deleted {}) => Self::Deleted,
+            record::Event::Adopted(part) => Self::Adopted(part.try_into()?),
         })
     }
 }

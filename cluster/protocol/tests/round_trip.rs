@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use parlance_cluster_protocol::{
-    AttemptStarted, Entry, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound, ModelTag, Origin,
-    OutputFormat, Progress, Replied, Role, ServiceTier, SessionEvent, SessionKey, SessionOpened, SessionRecord,
-    SessionUpdated, TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
+    Adopted, AdoptedItem, AdoptedKey, AdoptedTurn, AttemptStarted, Entry, FinishReason, GenerationOptions, History,
+    Item, ItemsAdded, KeyBound, ModelTag, Origin, OutputFormat, Progress, Replied, Role, ServiceTier, SessionEvent,
+    SessionKey, SessionOpened, SessionRecord, SessionUpdated, TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
 };
 use proptest::{collection, option, prelude::*};
 
@@ -107,6 +107,28 @@ fn replied() -> impl Strategy<Value = Replied> {
     )
 }
 
+fn adopted() -> impl Strategy<Value = Adopted> {
+    let row = || collection::vec(any::<u8>(), 0..9).prop_map(Bytes::from);
+    let keys = collection::vec((text(), row()).prop_map(|(event_id, row)| AdoptedKey { event_id, row }), 0..3);
+    let items = collection::vec((any::<u64>(), row()).prop_map(|(index, row)| AdoptedItem { index, row }), 0..3);
+    let open = collection::vec((turn(), time()).prop_map(|(turn, deadline)| AdoptedTurn { turn, deadline }), 0..3);
+    let state = (row(), any::<u64>());
+    let rows = (collection::vec(turn(), 0..3), keys, items, open);
+    (any::<[u8; 32]>(), any::<u32>(), any::<bool>(), state, rows).prop_map(
+        |(digest, part, last, (state, state_left), (turns, keys, items, open))| Adopted {
+            digest,
+            part,
+            last,
+            state,
+            state_left,
+            turns,
+            keys,
+            items,
+            open,
+        },
+    )
+}
+
 fn event() -> impl Strategy<Value = SessionEvent> {
     let labels = || collection::btree_map(text(), text(), 0..4);
     prop_oneof![
@@ -136,6 +158,7 @@ fn event() -> impl Strategy<Value = SessionEvent> {
             TurnFailed { turn, attempt, code, message }
         )),
         Just(SessionEvent::Deleted),
+        adopted().prop_map(SessionEvent::Adopted),
     ]
 }
 

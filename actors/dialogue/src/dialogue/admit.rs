@@ -56,6 +56,8 @@ impl Dialogue {
     fn refuse_change(&self, create: bool) -> Option<Refusal> {
         if !self.live {
             Some(Refusal::NotReady)
+        } else if self.is_being_adopted() {
+            Some(Refusal::SessionBusy)
         } else if self.durable.is_deleted() {
             Some(Refusal::Deleted)
         } else if self.has_pending(|what| matches!(what, InFlight::Setting { kind: Setting::Delete, .. })) {
@@ -69,7 +71,7 @@ impl Dialogue {
 
     pub(super) fn bind_key(&mut self, caller: Caller, bound: KeyBound, out: &mut Vec<Effect>) {
         let binder = Binder { request: caller.request, body_hash: bound.body_hash, turn: bound.turn };
-        if !self.live || self.waiting() >= self.limits.waiting {
+        if !self.live || self.is_being_adopted() || self.waiting() >= self.limits.waiting {
             let refusal = if self.live { Refusal::SessionBusy } else { Refusal::NotReady };
             out.push(Effect::Refused { request: caller.request, refusal });
         } else if self.durable.binding().is_some_and(|binding| binding.expires_at > self.clock) {
@@ -188,6 +190,9 @@ impl Dialogue {
     }
 
     pub(super) fn stop(&mut self, turn: Option<TurnId>) {
+        if self.durable.is_being_adopted() {
+            return;
+        }
         let running = self.durable.open.front().map(|open| open.request.turn);
         let Some(turn) = turn.or(running) else { return };
         if self.is_open_or_proposed(turn) && !self.stops.contains(&turn) {

@@ -113,6 +113,13 @@ impl Dialogue {
             return;
         }
         self.live = true;
+        if !self.durable.is_being_adopted() {
+            self.take_up();
+        }
+    }
+
+    /// The first open turn goes on here, if there is one.
+    pub(super) fn take_up(&mut self) {
         if let Some(open) = self.durable.open.front() {
             let phase = if open.attempt < self.limits.attempts {
                 Phase::Waiting { until: self.clock }
@@ -125,7 +132,7 @@ impl Dialogue {
 
     /// Does what is due.
     pub(super) fn advance(&mut self, out: &mut Vec<Effect>) {
-        let Some(open) = self.durable.open.front().filter(|_| self.live) else {
+        let Some(open) = self.durable.open.front().filter(|_| self.live && !self.durable.is_being_adopted()) else {
             self.head = None;
             return;
         };

@@ -20,6 +20,10 @@ impl Step<'_> {
     pub(super) fn inconsistent(&self, turn: TurnId, reason: &'static str) -> DialogueError {
         DialogueError::Inconsistent { position: self.position, turn, reason }
     }
+
+    pub(super) fn out_of_place(&self, reason: &'static str) -> DialogueError {
+        DialogueError::OutOfPlace { position: self.position, reason }
+    }
 }
 
 impl Durable {
@@ -38,7 +42,11 @@ impl Durable {
             return Ok(None);
         }
         let folded = self.fold_event(&mut Step { position, record, changes })?;
-        self.note(position, record);
+        match folded.adopted {
+            // It tells nothing new about the session, and brings its times along.
+            Some(_) => self.position = Some(position),
+            None => self.note(position, record),
+        }
         Ok(Some(folded))
     }
 
@@ -54,6 +62,10 @@ impl Durable {
             SessionEvent::Replied(replied) => return self.fold_replied(step, replied),
             SessionEvent::TurnFailed(failed) => return self.fold_failed(step, failed),
             SessionEvent::Deleted => self.fold_deleted(step),
+            SessionEvent::Adopted(part) => {
+                let adopted = Some(self.fold_adopted(step, part)?);
+                return Ok(Folded { adopted, ..Folded::default() });
+            }
         }
         Ok(Folded::default())
     }

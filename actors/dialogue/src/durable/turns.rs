@@ -99,7 +99,7 @@ impl Durable {
             self.put_answer(step, &open, item, kind);
         }
         self.begin_head(step);
-        Folded { ended: Some(answer) }
+        Folded { ended: Some(answer), adopted: None }
     }
 
     fn put_answer(&mut self, step: &mut Step<'_>, open: &OpenTurn, item: Item, kind: ItemKind) {

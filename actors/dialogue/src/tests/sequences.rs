@@ -9,7 +9,7 @@ use super::world::*;
 use crate::{Command, DEDUPE_TTL_MS, Effect, Limits};
 
 #[derive(Debug, Clone)]
-enum Action {
+pub(super) enum Action {
     Submit { key: Option<u8>, body: u8, given: bool, seconds: u64 },
     Regenerate,
     Stop { which: Option<u8> },
@@ -29,7 +29,7 @@ enum Action {
     Crash { kept: usize, state: usize, rows: usize },
 }
 
-fn action() -> impl Strategy<Value = Action> {
+pub(super) fn action() -> impl Strategy<Value = Action> {
     let key = proptest::option::of(0..4u8);
     let retry = proptest::option::weighted(0.8, 0..2_000u64);
     prop_oneof![
@@ -56,7 +56,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn perform(world: &mut World, action: Action, id: u128) -> Vec<Effect> {
+pub(super) fn perform(world: &mut World, action: Action, id: u128) -> Vec<Effect> {
     match action {
         Action::Submit { key, body, given, seconds } => {
             let mut turn = match key {
@@ -179,7 +179,7 @@ fn check_prompts(world: &World, effects: &[Effect]) {
 }
 
 /// The log commits again, and time passes until every turn has ended.
-fn drain(world: &mut World) {
+pub(super) fn drain(world: &mut World) {
     for _ in 0..100 {
         world.commit_all();
         if world.dialogue.is_idle() {
@@ -214,7 +214,7 @@ fn check_restores(world: &World) {
     }
 }
 
-fn limits(small: bool) -> Limits {
+pub(super) fn limits(small: bool) -> Limits {
     match small {
         true => Limits { queue: 3, history_items: 5, history_bytes: 400, dedupe: 3, waiting: 4, ..Limits::default() },
         false => Limits::default(),

@@ -21,6 +21,8 @@ pub(super) struct World {
     pub(super) dialogue: Dialogue,
     pub(super) now: u64,
     pub(super) log: Vec<SessionRecord>,
+    /// The records of the log that the session was adopted from.
+    pub(super) moved: Vec<SessionRecord>,
     /// The store after each number of records, `stores[0]` being empty.
     pub(super) stores: Vec<Store>,
     pub(super) in_flight: VecDeque<(Tag, SessionRecord)>,
@@ -50,6 +52,7 @@ impl World {
             limits,
             now: START,
             log: Vec::new(),
+            moved: Vec::new(),
             stores: vec![Store::default()],
             in_flight: VecDeque::new(),
             running: None,
@@ -86,7 +89,7 @@ impl World {
             Effect::Done { request } | Effect::Refused { request, .. } => self.answered(*request),
             Effect::Bound { request, turn, target, .. } => {
                 self.answered(*request);
-                let bound = self.log.iter().any(
+                let bound = self.records().any(
                     |record| matches!(&record.event, SessionEvent::KeyBound(b) if b.turn == *turn && b.target == *target),
                 );
                 assert!(bound, "a binding is recorded before it is told");
@@ -148,7 +151,7 @@ impl World {
 
     fn check_start(&mut self, order: &GenerationOrder) {
         assert!(self.running.is_none(), "one generation at a time");
-        let first_open = self.log.iter().find_map(|record| match &record.event {
+        let first_open = self.records().find_map(|record| match &record.event {
             SessionEvent::TurnAccepted(accepted) if self.final_of(accepted.turn).is_none() => Some(accepted.turn),
             _ => None,
         });
@@ -163,8 +166,13 @@ impl World {
         self.running = Some(order.clone());
     }
 
+    /// All that is known of the session, wherever it was recorded.
+    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = &SessionRecord> {
+        self.moved.iter().chain(&self.log)
+    }
+
     fn recorded_attempt(&self, turn: TurnId) -> u32 {
-        let recorded = self.log.iter().rev().find_map(|record| match &record.event {
+        let recorded = self.records().rev().find_map(|record| match &record.event {
             SessionEvent::AttemptStarted(started) if started.turn == turn => Some(started.attempt),
             _ => None,
         });
@@ -172,14 +180,14 @@ impl World {
     }
 
     pub(super) fn accepted(&self, turn: TurnId) -> Option<&TurnAccepted> {
-        self.log.iter().find_map(|record| match &record.event {
+        self.records().find_map(|record| match &record.event {
             SessionEvent::TurnAccepted(accepted) if accepted.turn == turn => Some(accepted),
             _ => None,
         })
     }
 
     pub(super) fn final_of(&self, turn: TurnId) -> Option<&SessionRecord> {
-        self.log.iter().find(|record| final_turn(record) == Some(turn))
+        self.records().find(|record| final_turn(record) == Some(turn))
     }
 
     pub(super) fn caller(&mut self) -> Caller {
@@ -187,6 +195,11 @@ impl World {
         let request = RequestId(self.next_request);
         self.unanswered.insert(request);
         Caller { request, user: Some([7; 32]) }
+    }
+
+    /// Numbers requests from here on as the other does.
+    pub(super) fn same_requests(&mut self, other: &Self) {
+        self.next_request = other.next_request;
     }
 
     pub(super) fn submit(&mut self, turn: TurnAccepted) -> Vec<Effect> {

@@ -2,14 +2,14 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use bytes::Bytes;
 use parlance_cluster_protocol::{
-    Item, Position, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnAccepted, WireError,
+    AdoptionChain, Item, Position, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnAccepted, WireError,
 };
 use prost::Message;
 
 use super::{FORMAT_VERSION, check_format, fixed, malformed, rows::ModelRow, turn_bytes, turn_id};
 use crate::{
     DialogueError, Limits,
-    durable::{Binding, Durable, HeadStart, LastTurn, OpenTurn},
+    durable::{Adoption, Binding, Durable, HeadStart, LastTurn, OpenTurn},
     window::Window,
 };
 
@@ -50,6 +50,8 @@ struct StateRow {
     last: Option<LastRow>,
     #[prost(message, optional, tag = "15")]
     binding: Option<BindingRow>,
+    #[prost(message, optional, tag = "16")]
+    adoption: Option<AdoptionRow>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -103,6 +105,24 @@ struct BindingRow {
     expires_at_ms: u64,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct AdoptionRow {
+    #[prost(bytes = "vec", tag = "1")]
+    digest: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    chain: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    parts: u32,
+    #[prost(bytes = "vec", tag = "4")]
+    partial: Vec<u8>,
+    #[prost(bool, tag = "5")]
+    has_state: bool,
+    #[prost(uint64, optional, tag = "6")]
+    complete: Option<u64>,
+    #[prost(uint64, tag = "7")]
+    at_ms: u64,
+}
+
 pub(crate) fn encode_state(state: &Durable) -> Bytes {
     let row = StateRow {
         format: FORMAT_VERSION,
@@ -120,6 +140,7 @@ pub(crate) fn encode_state(state: &Durable) -> Bytes {
         open: state.open.iter().map(Into::into).collect(),
         last: state.last.as_ref().map(Into::into),
         binding: state.binding.as_ref().map(Into::into),
+        adoption: state.adoption.as_ref().map(Into::into),
     };
     row.encode_to_vec().into()
 }
@@ -147,6 +168,7 @@ pub(crate) fn decode_state(session: SessionKey, limits: Limits, bytes: &[u8]) ->
         open,
         last: row.last.map(TryInto::try_into).transpose()?,
         binding: row.binding.map(TryInto::try_into).transpose()?,
+        adoption: row.adoption.map(TryInto::try_into).transpose()?,
     };
     check(&state)?;
     Ok(state)
@@ -264,6 +286,36 @@ impl TryFrom<BindingRow> for Binding {
             target: SessionKey::decode(&row.target)?,
             turn: turn_id(STATE, &row.turn)?,
             expires_at: TimestampMs(row.expires_at_ms),
+        })
+    }
+}
+
+impl From<&Adoption> for AdoptionRow {
+    fn from(adoption: &Adoption) -> Self {
+        Self {
+            digest: adoption.digest.to_vec(),
+            chain: adoption.chain.0.to_vec(),
+            parts: adoption.parts,
+            partial: adoption.partial.clone(),
+            has_state: adoption.has_state,
+            complete: adoption.complete.map(|position| position.0),
+            at_ms: adoption.at.0,
+        }
+    }
+}
+
+impl TryFrom<AdoptionRow> for Adoption {
+    type Error = WireError;
+
+    fn try_from(row: AdoptionRow) -> Result<Self, WireError> {
+        Ok(Self {
+            digest: fixed(STATE, &row.digest)?,
+            chain: AdoptionChain(fixed(STATE, &row.chain)?),
+            parts: row.parts,
+            partial: row.partial,
+            has_state: row.has_state,
+            complete: row.complete.map(Position),
+            at: TimestampMs(row.at_ms),
         })
     }
 }

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use parlance_actors_dialogue::{Answer, DedupeOutcome, Durable, HistoryItem, ItemKind, Limits, Outcome};
 use parlance_cluster_protocol::{
-    AttemptStarted, FinishReason, GenerationOptions, History, Item, KeyBound, ModelTag, Origin, Position, Progress,
-    Replied, Role, SessionEvent, SessionKey, SessionOpened, SessionRecord, TimestampMs, TurnAccepted, TurnFailed,
-    TurnId, Usage,
+    Adopted, AdoptedTurn, AdoptionChain, AttemptStarted, FinishReason, GenerationOptions, History, Item, KeyBound,
+    ModelTag, Origin, Position, Progress, Replied, Role, SessionEvent, SessionKey, SessionOpened, SessionRecord,
+    TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
 };
 
 const START: u64 = 1_700_000_000_000;
@@ -29,6 +29,8 @@ pub(crate) fn states() -> Vec<(&'static str, Durable)> {
         ("state-retried.v1", fold(conversation().into_iter().chain(failed_regeneration()).collect())),
         ("state-deleted.v1", fold(conversation().into_iter().chain([SessionEvent::Deleted]).collect())),
         ("state-key.v1", fold(vec![SessionEvent::KeyBound(key_bound())])),
+        ("state-adopted.v1", fold(adoption())),
+        ("state-coming.v1", fold(adoption().into_iter().take(2).collect())),
     ]
 }
 
@@ -65,6 +67,23 @@ fn open_turns() -> Vec<SessionEvent> {
 fn failed_regeneration() -> Vec<SessionEvent> {
     let again = TurnAccepted { input: Vec::new(), regenerates: Some(TurnId(1)), ..accepted(2) };
     vec![SessionEvent::TurnAccepted(again), SessionEvent::TurnFailed(failed(2))]
+}
+
+/// Two parts that make the state whole, and a third with a row.
+fn adoption() -> Vec<SessionEvent> {
+    let state = fold(conversation().into_iter().chain(open_turns()).collect());
+    let open = state.open_turns().map(|open| AdoptedTurn { turn: open.request.turn, deadline: open.request.deadline });
+    let (open, row) = (open.collect(), state.encode());
+    let mut chain = AdoptionChain::default();
+    chain.add_state(&row);
+    chain.add_turn(TurnId(1));
+    let part = |part| Adopted { digest: chain.0, part, ..Adopted::default() };
+    let (first, second) = (row.slice(..10), row.slice(10..));
+    vec![
+        SessionEvent::Adopted(Adopted { state: first, state_left: second.len() as u64, ..part(0) }),
+        SessionEvent::Adopted(Adopted { state: second, ..part(1) }),
+        SessionEvent::Adopted(Adopted { last: true, turns: vec![TurnId(1)], open, ..part(2) }),
+    ]
 }
 
 fn said(role: Role, text: &str) -> Item {

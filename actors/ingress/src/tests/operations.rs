@@ -165,3 +165,21 @@ async fn a_node_that_is_alone_lists_itself_and_moves_nothing() {
     assert_eq!(post("/admin/v1/shards/x/move", r#"{"to": "a"}"#).await, invalid("shard"));
     assert_eq!(post("/admin/v1/shards/0/move", r#"{"to": 5}"#).await, invalid("to"));
 }
+
+#[tokio::test]
+async fn sessions_are_adopted_from_the_nodes_own_machine_alone() {
+    let face = Face::new(FAST).await;
+    let (part, compare) = ("/admin/v1/adoption", "/admin/v1/adoption/compare");
+    for path in [part, compare] {
+        assert_eq!(call_from(&face, Some("192.0.2.7"), Method::POST, path, "{}").await.error().1, "operator_only");
+    }
+    let here = async |path, body| call_from(&face, Some("127.0.0.1"), Method::POST, path, body).await;
+    assert_eq!(here(part, "{}").await.error().1, "unsupported_media_type");
+    let invalid = (400, "invalid_value".to_owned(), Some("session".to_owned()));
+    assert_eq!(here(compare, r#"{"session": "xy"}"#).await.error(), invalid);
+    assert_eq!(here(compare, r#"{"session": "00", "more": 1}"#).await.error().1, "unknown_parameter");
+    // api:x of tenant `default`.
+    let known = r#"{"session": "000764656661756c74000361706900000001780000"}"#;
+    let found = here(compare, known).await.json();
+    assert_eq!((&found["adopted"], &found["items"], &found["changed"]), (&Value::Null, &0.into(), &false.into()));
+}

@@ -59,6 +59,7 @@ pub(super) fn encode_request(session: &SessionKey, request: &SessionRequest, at:
         SessionRequest::Update { updated, user } => record(user, SessionEvent::Updated(updated.clone())),
         SessionRequest::AddItems { added, user } => record(user, SessionEvent::ItemsAdded(added.clone())),
         SessionRequest::Delete { user } => record(user, SessionEvent::Deleted),
+        SessionRequest::Adopt(part) => record(&None, SessionEvent::Adopted((**part).clone())),
     })
 }
 
@@ -97,6 +98,7 @@ fn decode_record(ask: AskRecord) -> Result<(SessionKey, SessionRequest), WireErr
         SessionEvent::Updated(updated) => SessionRequest::Update { updated, user },
         SessionEvent::ItemsAdded(added) => SessionRequest::AddItems { added, user },
         SessionEvent::Deleted => SessionRequest::Delete { user },
+        SessionEvent::Adopted(part) => SessionRequest::Adopt(Box::new(part)),
         SessionEvent::AttemptStarted(_)
         | SessionEvent::Progress(_)
         | SessionEvent::Replied(_)

@@ -119,6 +119,7 @@ impl SessionState {
             dialogue::Refusal::MovedOn => Refusal::SessionMovedOn,
             dialogue::Refusal::AlreadyExists => Refusal::SessionExists,
             dialogue::Refusal::InvalidRegenerate | dialogue::Refusal::TurnIdInUse => invalid("turn"),
+            dialogue::Refusal::BadPart(_) => invalid("part"),
             dialogue::Refusal::InputTooLarge => Refusal::ContextExceeded(refusal.to_string()),
             dialogue::Refusal::NotRecorded | dialogue::Refusal::NotReady => {
                 Refusal::LogUnavailable(refusal.to_string())

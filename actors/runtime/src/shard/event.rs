@@ -127,6 +127,7 @@ fn told(event: &SessionEvent) -> Option<(&'static str, TurnId, u32, Of<'_>)> {
         | SessionEvent::KeyBound(_)
         | SessionEvent::AttemptStarted(_)
         | SessionEvent::Progress(_)
+        | SessionEvent::Adopted(_)
         | SessionEvent::Deleted => return None,
     })
 }

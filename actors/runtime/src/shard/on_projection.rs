@@ -80,7 +80,8 @@ impl ShardState {
     pub(super) fn start_checkpoint(&mut self) {
         #[cfg(feature = "planted-bugs")]
         if self.owner && crate::planted::checkpoints_ahead() {
-            self.projected_to = Checkpoint { point: self.ownership.point(), open: self.open.clone() };
+            self.projected_to =
+                Checkpoint { point: self.ownership.point(), open: self.open.clone(), ..self.projected_to.clone() };
         }
         let upto = self.projected_to.point.next;
         let waited = self.checkpoint_started.is_none_or(|started| started.elapsed() >= CHECKPOINT_EVERY);

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use bytes::Bytes;
 use parlance_actors_dialogue::{Limits, Projector, ViewChange};
 use parlance_cluster_protocol::{Position, SessionKey};
-use parlance_cluster_records::{At, Change, ChangeKind, RecordsError, Row};
+use parlance_cluster_records::{At, Change, ChangeKind, RecordStore, RecordsError, Row};
 use tokio::task::spawn_blocking;
 
 use super::tail::{Committed, Projection};
@@ -24,31 +24,41 @@ const RECORDS_PER_WRITE: usize = 1_024;
 pub(super) async fn project(services: &Services, projection: &Arc<Projection>) -> Result<(), ShardError> {
     // The semaphore lives as long as the services and is never closed.
     let _turn = services.projections.acquire().await;
+    project_into(&*services.records, services.dialogue_limits, projection).await
+}
+
+/// The same, whatever the store belongs to.
+pub(crate) async fn project_into(
+    records: &dyn RecordStore,
+    limits: Limits,
+    projection: &Arc<Projection>,
+) -> Result<(), ShardError> {
     // They go along with the first rows.
     let mut views = projection.views.clone();
     let mut batch = Vec::new();
-    let mut records = 0;
+    let mut count = 0;
     for (session, committed) in &projection.records {
         batch.push(session.clone());
-        records += committed.len();
-        if records >= RECORDS_PER_WRITE {
-            write(services, projection, mem::take(&mut batch), mem::take(&mut views)).await?;
-            records = 0;
+        count += committed.len();
+        if count >= RECORDS_PER_WRITE {
+            write(records, limits, projection, mem::take(&mut batch), mem::take(&mut views)).await?;
+            count = 0;
         }
     }
-    write(services, projection, batch, views).await
+    write(records, limits, projection, batch, views).await
 }
 
 /// Makes `changes`, and brings the rows of some sessions up to date, where it may take its time: a thread that may block.
 async fn write(
-    services: &Services,
+    records: &dyn RecordStore,
+    limits: Limits,
     projection: &Arc<Projection>,
     batch: Vec<Arc<SessionKey>>,
     mut changes: Vec<Change>,
 ) -> Result<(), ShardError> {
     let keys: Vec<&SessionKey> = batch.iter().map(|session| &**session).collect();
-    let states = services.records.states(&keys).await?;
-    let (projection, limits) = (projection.clone(), services.dialogue_limits);
+    let states = records.states(&keys).await?;
+    let projection = projection.clone();
     let fold = move || {
         for (session, state) in batch.iter().zip(states) {
             let committed = projection.records.get(session).map_or(&[][..], Vec::as_slice);
@@ -58,7 +68,7 @@ async fn write(
     };
     let folded = spawn_blocking(fold).await;
     let changes = folded.unwrap_or_else(|died| Err(RecordsError::Unavailable(died.to_string()).into()))?;
-    services.records.write(changes).await?;
+    records.write(changes).await?;
     Ok(())
 }
 

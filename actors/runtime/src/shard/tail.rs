@@ -24,6 +24,11 @@ pub(crate) struct Projection {
     pub(crate) views: Vec<Change>,
 }
 
+/// A projection of these records and nothing else.
+pub(crate) fn projection_of(records: RecordsBySession) -> Arc<Projection> {
+    Arc::new(Projection { records, views: Vec::new() })
+}
+
 /// The committed records of a shard that the record store may not have yet: what a session needs on top of its rows.
 ///
 /// Bound: [`Limits::projection_lag`](crate::Limits::projection_lag) records; past it the shard refuses new turns.

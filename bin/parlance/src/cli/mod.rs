@@ -4,6 +4,7 @@ mod cert;
 mod chat;
 mod completions;
 mod config;
+mod data;
 mod model;
 mod nodes;
 mod session;
@@ -45,6 +46,8 @@ enum Command {
     Config(config::ConfigCommand),
     #[command(subcommand)]
     Cert(cert::Cert),
+    #[command(subcommand)]
+    Data(data::Data),
     Completions(completions::Completions),
 }
 
@@ -72,6 +75,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Shards(shards) => shards.run(),
         Command::Config(config) => config.run(),
         Command::Cert(cert) => cert.run(),
+        Command::Data(data) => data.run(),
         Command::Completions(completions) => completions.run(),
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use parlance_cluster_protocol::{
-    AttemptStarted, Claim, Data, Entry, Epoch, FinishReason, GenerationOptions, History, Item, ItemsAdded, KeyBound,
-    ModelTag, Nonce, Offset, Origin, OutputFormat, Progress, Release, Replied, Role, Seq, ServiceTier, SessionEvent,
-    SessionKey, SessionOpened, SessionRecord, SessionUpdated, SlotId, TimestampMs, TurnAccepted, TurnFailed, TurnId,
-    Usage,
+    Adopted, AdoptedItem, AdoptedKey, AdoptedTurn, AttemptStarted, Claim, Data, Entry, Epoch, FinishReason,
+    GenerationOptions, History, Item, ItemsAdded, KeyBound, ModelTag, Nonce, Offset, Origin, OutputFormat, Progress,
+    Release, Replied, Role, Seq, ServiceTier, SessionEvent, SessionKey, SessionOpened, SessionRecord, SessionUpdated,
+    SlotId, TimestampMs, TurnAccepted, TurnFailed, TurnId, Usage,
 };
 
 const TURN: TurnId = TurnId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
@@ -46,6 +46,7 @@ pub(crate) fn records() -> Vec<(&'static str, SessionRecord)> {
         ("record-replied.v1", SessionEvent::Replied(replied())),
         ("record-turn-failed.v1", SessionEvent::TurnFailed(failed())),
         ("record-deleted.v1", SessionEvent::Deleted),
+        ("record-adopted.v1", SessionEvent::Adopted(adopted())),
     ];
     events.into_iter().map(|(name, event)| (name, record(event))).collect()
 }
@@ -63,6 +64,20 @@ fn record(event: SessionEvent) -> SessionRecord {
         key_id: 5,
         at: TimestampMs(1_700_000_000_456),
         event,
+    }
+}
+
+fn adopted() -> Adopted {
+    Adopted {
+        digest: [0xcd; 32],
+        part: 3,
+        last: true,
+        state: Bytes::from_static(b"state"),
+        state_left: 300,
+        turns: vec![TURN, TurnId(1)],
+        keys: vec![AdoptedKey { event_id: "key".into(), row: Bytes::from_static(b"outcome") }],
+        items: vec![AdoptedItem { index: 512, row: Bytes::from_static(b"item") }],
+        open: vec![AdoptedTurn { turn: TURN, deadline: TimestampMs(1_700_000_000_789) }],
     }
 }
 

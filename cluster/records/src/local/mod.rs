@@ -36,7 +36,7 @@ use tokio::{
 
 pub use self::writer::MAX_VALUE_BYTES;
 use self::{
-    keys::SessionPart,
+    keys::{Kind, SessionPart},
     mark::Mark,
     store::Rows,
     writer::{WriteError, Writer},
@@ -140,6 +140,35 @@ impl LocalRecords {
             lock,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Up to `limit` sessions of all tenants and channels behind `after`, with their state rows, in the order of [`SessionKey::encode`].
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    pub async fn all_sessions(
+        &self,
+        after: Option<&SessionKey>,
+        limit: usize,
+    ) -> Result<Vec<StoredSession>, RecordsError> {
+        let after = after.map(SessionPart::new).transpose();
+        self.read(move |rows| reader::sessions(rows, &[Kind::State as u8], after?.as_ref(), limit)).await
+    }
+
+    /// Up to `limit` turns of a session behind `after`, in the order of their ids.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from serving.
+    pub async fn turns(
+        &self,
+        session: &SessionKey,
+        after: Option<TurnId>,
+        limit: usize,
+    ) -> Result<Vec<TurnId>, RecordsError> {
+        let session = SessionPart::new(session);
+        self.read(move |rows| reader::turns(rows, &session?, after, limit)).await
     }
 
     fn read<T: Send + 'static>(
@@ -344,6 +373,37 @@ mod tests {
     fn state(position: u64) -> Vec<Change> {
         let row = Row::Session { session: SessionKey::api("t", "a"), state: "state".into() };
         vec![Change { position: Position(position), kind: ChangeKind::Put(row) }]
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sessions_of_all_tenants_and_turns_of_a_session_are_listed_in_pages() -> Result<(), RecordsError> {
+        let dir = tempfile::tempdir().map_err(|error| RecordsError::Unavailable(error.to_string()))?;
+        let store = LocalRecords::open(dir.path())?;
+        let names = [("a", "api", "1"), ("a", "key", "1"), ("b", "api", "1"), ("b", "api", "2")];
+        let keys = names.map(|(tenant, channel, chat)| SessionKey::in_channel(tenant, channel, chat));
+        let put = |row| Change { position: Position(1), kind: ChangeKind::Put(row) };
+        for (number, session) in (1..).zip(&keys) {
+            // A turn belongs to one session of its tenant.
+            let turns = (0..3).map(|turn| TurnId(turn << 100 | number));
+            let turns = turns.map(|turn| put(Row::Turn { session: session.clone(), turn }));
+            let state = put(Row::Session { session: session.clone(), state: "state".into() });
+            store.write(turns.chain([state]).collect()).await?;
+        }
+        let (mut found, mut after) = (Vec::new(), None);
+        while let Some((last, _)) = store.all_sessions(after.as_ref(), 3).await?.into_iter().next() {
+            found.push(last.clone());
+            after = Some(last);
+        }
+        assert_eq!(found, keys);
+        let turns = async |after, limit| store.turns(&keys[1], after, limit).await;
+        let [first, second, third] = [0, 1, 2].map(|turn| TurnId(turn << 100 | 2));
+        assert_eq!(turns(None, 2).await?, [first, second]);
+        assert_eq!(turns(Some(second), 9).await?, [third]);
+        assert_eq!(turns(Some(third), 9).await?, []);
+        let erase = ChangeKind::EraseSession { session: keys[1].clone() };
+        store.write(vec![Change { position: Position(2), kind: erase }]).await?;
+        assert_eq!(turns(None, 9).await?, []);
+        Ok(())
     }
 
     /// What the database itself does on a full disk is not played here, only the way back.

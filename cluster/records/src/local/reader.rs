@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use fjall::{Iter, Slice};
-use parlance_cluster_protocol::{SessionKey, ShardId};
+use parlance_cluster_protocol::{SessionKey, ShardId, TurnId};
 
 use super::{
     cell,
@@ -49,6 +49,18 @@ pub(super) fn dedupe(rows: &Rows, session: &SessionPart, limit: usize) -> Result
     let prefix = session.row(Kind::Dedupe);
     let row = |(key, cell): (Slice, Slice)| Ok((keys::id_behind(&prefix, &key)?, value("dedupe", &cell)?.value));
     pairs(rows.keyspace.prefix(&prefix)).take(limit).map(|pair| row(pair?)).collect()
+}
+
+pub(super) fn turns(
+    rows: &Rows,
+    session: &SessionPart,
+    after: Option<TurnId>,
+    limit: usize,
+) -> Result<Vec<TurnId>, RecordsError> {
+    let prefix = session.row(Kind::TurnOfSession);
+    let start = after.map_or(Bound::Included(prefix.clone()), |turn| Bound::Excluded(session.turn(turn)));
+    let range: Iter = rows.keyspace.range((start, Bound::Excluded(keys::behind(&prefix))));
+    pairs(range).take(limit).map(|pair| keys::turn_behind(&prefix, &pair?.0)).collect()
 }
 
 pub(super) fn turn(rows: &Rows, key: &[u8]) -> Result<Option<SessionKey>, RecordsError> {

@@ -126,6 +126,7 @@ impl World {
     }
 
     /// Enters something into the trace.
+    #[expect(clippy::print_stdout, reason = "a seed that failed is told to whoever looks for the reason")]
     fn note(&mut self, what: impl FnOnce() -> String) {
         let what = format!("{:?} {}", self.now, what());
         if self.tells {

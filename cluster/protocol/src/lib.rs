@@ -5,6 +5,7 @@
 //! one is refused with an error that names the remedy, and every past format has a committed byte fixture that must
 //! go on decoding (`tests/fixtures`).
 
+mod dependency;
 mod entry;
 mod error;
 mod ids;
@@ -13,6 +14,7 @@ mod record;
 mod session;
 mod wire;
 
+pub use dependency::Dependency;
 pub use entry::{Claim, Data, Entry, Release};
 pub use error::WireError;
 pub use ids::{BodyHash, Epoch, Nonce, Offset, Position, Seq, ShardId, SlotId, TimestampMs, TurnId, UserHash};

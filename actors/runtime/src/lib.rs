@@ -8,6 +8,7 @@ mod admission;
 mod checkpoint;
 mod clock;
 mod cluster;
+mod dependencies;
 mod error;
 mod guarded;
 mod limits;
@@ -37,6 +38,8 @@ pub use node::{
     EmbedRequest, Embedded, ModelOrder, ModelSources, Node, NodeOptions, NodeStatus, Readiness, StatelessRequest,
 };
 pub use parlance_actors_guard::Guards;
+pub use parlance_cluster_cache::{Limit, Limiter, LocalLimiter};
+pub use parlance_cluster_protocol::Dependency;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
 pub use supervisor::RestartPolicy;
 pub use turn::{AcceptedTurn, Idempotency, TurnEvent, TurnOutcome, TurnRequest, TurnStream};

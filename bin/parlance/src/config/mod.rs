@@ -24,7 +24,9 @@ use parlance_inference_model::{DeviceChoice, Precision};
 
 pub(crate) use self::cluster::{ClusterConfig, DEFAULT_CLUSTER, Seed};
 use self::layers::Layers;
-pub(crate) use self::stores::{KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings};
+pub(crate) use self::stores::{
+    CacheConfig, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings,
+};
 use crate::{
     failure::{Exit, Failure},
     models::ModelSource,
@@ -88,6 +90,7 @@ pub(crate) struct Config {
     pub(crate) cluster: Option<ClusterConfig>,
     pub(crate) log: LogConfig,
     pub(crate) records: RecordsConfig,
+    pub(crate) cache: CacheConfig,
     /// By the name that a model is served under. Empty only in a cluster.
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,

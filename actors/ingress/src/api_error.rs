@@ -129,7 +129,9 @@ impl From<Refusal> for ApiError {
             Refusal::Engine(EngineError::TextTooLong { .. } | EngineError::Texts(_)) => error.about("input"),
             Refusal::ModelNotFound { .. } | Refusal::ModelUnloaded { .. } => error.about("model"),
             Refusal::Engine(EngineError::Template(_)) => Self::invalid(Some("messages".into()), error.message),
-            Refusal::Overloaded { retry_after, .. } | Refusal::Engine(EngineError::QueueFull { retry_after }) => {
+            Refusal::Overloaded { retry_after, .. }
+            | Refusal::RateLimited { retry_after, .. }
+            | Refusal::Engine(EngineError::QueueFull { retry_after }) => {
                 Self { retry_after: Some(retry_after), ..error }
             }
             Refusal::Parked(_) => Self { retry_after: None, message: PARKED.into(), ..error },
@@ -160,7 +162,7 @@ fn status(refusal: &Refusal) -> StatusCode {
         // The caller's own limits, as against ours below.
         Refusal::SessionBusy { .. }
         | Refusal::QueueFull { .. }
-        | Refusal::RateLimited(_)
+        | Refusal::RateLimited { .. }
         | Refusal::Engine(EngineError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
         Refusal::Engine(EngineError::DeadlineExceeded) => StatusCode::GATEWAY_TIMEOUT,
         Refusal::Engine(EngineError::ModelFailed(_)) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -225,7 +227,11 @@ mod tests {
         let cases = [
             (Refusal::SessionBusy { queued: 8 }, 429, "session_busy"),
             (Refusal::QueueFull { open: 8 }, 429, "queue_full"),
-            (Refusal::RateLimited("too many keys".into()), 429, "rate_limited"),
+            (
+                Refusal::RateLimited { message: "too many keys".into(), retry_after: Duration::ZERO },
+                429,
+                "rate_limited",
+            ),
             (Refusal::Overloaded { what: "turns".into(), retry_after: Duration::from_millis(1) }, 503, "overloaded"),
             (Refusal::LogUnavailable("disk full".into()), 503, "log_unavailable"),
             (Refusal::RecordsUnavailable("io".into()), 503, "records_unavailable"),

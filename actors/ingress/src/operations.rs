@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, Uri, header};
-use parlance_actors_runtime::SessionInfo;
+use parlance_actors_runtime::{Dependency, SessionInfo};
 use parlance_cluster_protocol::SessionKey;
 use parlance_inference_gateway::ModelListing;
 use serde_json::{Value, json};
@@ -60,11 +60,16 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
         "open_turns": status.open_turns,
         "stateless": status.stateless,
         "log": { "admits": status.log.is_none(), "reason": status.log },
+        "dependencies": status.dependencies.iter().map(dependency).collect::<Vec<_>>(),
         "cluster": app.node.cluster().map(|view| cluster_admin::summary(&view)),
         "models": status.models.iter().map(model).collect::<Vec<_>>(),
         "started_at": app.started_at,
         "version": env!("CARGO_PKG_VERSION"),
     }))
+}
+
+fn dependency(dependency: &Dependency) -> Value {
+    json!({ "name": dependency.name, "up": dependency.is_up(), "reason": dependency.trouble })
 }
 
 fn model(listing: &ModelListing) -> Value {

@@ -63,8 +63,13 @@ pub enum Refusal {
         queued: usize,
     },
     /// The caller has reached a limit of its own.
-    #[error("{0}")]
-    RateLimited(String),
+    #[error("{message}")]
+    RateLimited {
+        /// Which one, for the caller.
+        message: String,
+        /// When a try is likely to succeed.
+        retry_after: Duration,
+    },
     /// The caller's tenant is at its bound.
     #[error("the tenant has {open} open turns, which is its limit")]
     QueueFull {
@@ -122,7 +127,7 @@ impl Refusal {
             Self::SessionExists => "session_exists",
             Self::SessionMovedOn => "session_moved_on",
             Self::SessionBusy { .. } => "session_busy",
-            Self::RateLimited(_) => "rate_limited",
+            Self::RateLimited { .. } => "rate_limited",
             Self::QueueFull { .. } | Self::Engine(EngineError::QueueFull { .. }) => "queue_full",
             Self::ModelNotReady { .. } | Self::Overloaded { .. } => "overloaded",
             Self::LogUnavailable(_) | Self::NotHere => "log_unavailable",

@@ -9,6 +9,7 @@ pub mod adoption;
 mod checkpoint;
 mod clock;
 mod cluster;
+mod dependencies;
 mod error;
 mod guarded;
 mod limits;
@@ -39,6 +40,8 @@ pub use node::{
     StatelessRequest,
 };
 pub use parlance_actors_guard::Guards;
+pub use parlance_cluster_cache::{Limit, Limiter, LocalLimiter};
+pub use parlance_cluster_protocol::Dependency;
 pub use sessions::{ItemQuery, RegenerateRequest, SessionInfo, SessionItem, Sessions};
 pub use supervisor::RestartPolicy;
 pub use turn::{AcceptedTurn, Idempotency, TurnEvent, TurnOutcome, TurnRequest, TurnStream};

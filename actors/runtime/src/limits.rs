@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use parlance_cluster_cache::Limit;
+
 /// The bounds of one node. Past a bound a request is refused at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -7,6 +9,8 @@ pub struct Limits {
     pub open_turns: usize,
     /// The same for one tenant.
     pub open_turns_per_tenant: usize,
+    /// How many turns a tenant may ask for, durable and stateless, wherever they come in; absent: any number.
+    pub turn_rate: Option<Limit>,
     /// Turns that wait in one session behind the running one.
     pub queued_turns_per_session: usize,
     /// Sessions in memory; the longest idle ones leave first. Past it, while none can leave, turns of further sessions are refused.
@@ -32,6 +36,7 @@ impl Default for Limits {
         Self {
             open_turns: 10_000,
             open_turns_per_tenant: 5_000,
+            turn_rate: None,
             queued_turns_per_session: 8,
             live_sessions: 100_000,
             session_idle: Duration::from_secs(60),

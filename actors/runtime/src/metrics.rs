@@ -72,6 +72,11 @@ pub fn describe() {
         Unit::Count,
         "Messages of other nodes that could not be used, by kind"
     );
+    describe_gauge!(
+        "parlance_dependency_up",
+        Unit::Count,
+        "Whether a component that the node depends on serves: 1 or 0"
+    );
     describe_counter!("parlance_actor_restarts_total", Unit::Count, "Actors that were restarted, by kind");
     describe_counter!(
         "parlance_events_published_total",
@@ -182,6 +187,11 @@ impl Drop for EventLag {
 pub(crate) fn suspicions(counts: parlance_cluster_node::detector::Counts) {
     counter!("parlance_node_suspicions_total", "outcome" => "begun").absolute(counts.begun);
     counter!("parlance_node_suspicions_total", "outcome" => "false").absolute(counts.falsely);
+}
+
+/// Whether a component that the node depends on serves.
+pub(crate) fn dependency(name: &'static str, up: bool) {
+    gauge!("parlance_dependency_up", "name" => name).set(if up { 1.0 } else { 0.0 });
 }
 
 pub(crate) fn peer_message_refused(kind: &'static str) {

@@ -15,10 +15,11 @@ use std::{
 
 use parlance_actors_dialogue as dialogue;
 use parlance_actors_guard::Guards;
+use parlance_cluster_cache::{Decision, Limiter};
 use parlance_cluster_log::{EventPublisher, ShardLog};
 use parlance_cluster_node::identity::Incarnation;
 use parlance_cluster_protocol::{
-    ShardId, TurnId,
+    Dependency, ShardId, TurnId,
     peer::{MoveShard, Wish},
 };
 use parlance_cluster_records::RecordStore;
@@ -37,10 +38,11 @@ pub use self::{
     stateless::StatelessRequest,
 };
 use crate::{
-    Limits, ModelMemory, ModelSpec, Sessions, StartError,
+    Limits, ModelMemory, ModelSpec, Refusal, Sessions, StartError,
     admission::Admission,
     clock::{Clock, as_millis},
     cluster::{ClusterOptions, ClusterRefusal, ClusterServices, ClusterView, Remote, ShardNews},
+    dependencies::{self, Dependencies},
     metrics,
     model_manager::ModelManagerArguments,
     models::Models,
@@ -51,6 +53,9 @@ use crate::{
 
 /// Projections at once: while one writes, the next reads and folds. The store has one writer anyway.
 const PROJECTIONS: usize = 2;
+
+/// The key of a tenant's bucket of turns.
+const TURNS: &[u8] = b"turns";
 
 /// How long the last writes into the record store may take.
 const STOPS_WITHIN: Duration = Duration::from_secs(2);
@@ -71,6 +76,8 @@ pub struct NodeOptions {
     pub sources: Option<ModelSources>,
     /// What reviews prompts and replies.
     pub guards: Guards,
+    /// What counts how many turns tenants ask for: for this node alone, or for all of a cluster.
+    pub limiter: Arc<dyn Limiter>,
     /// Its bounds.
     pub limits: Limits,
     /// How it takes part in a cluster; absent for a node that is alone with its log.
@@ -104,10 +111,14 @@ pub(crate) struct Services {
     pub(crate) models: Models,
     pub(crate) sources: Option<ModelSources>,
     pub(crate) guards: Guards,
+    pub(crate) limiter: Arc<dyn Limiter>,
+    pub(crate) dependencies: Dependencies,
     pub(crate) limits: Limits,
     pub(crate) dialogue_limits: dialogue::Limits,
     pub(crate) clock: Clock,
     pub(crate) turns: Admission,
+    /// Turns on their way to the nodes of their sessions, until those have answered.
+    pub(crate) forwarded: Admission,
     pub(crate) stateless: Admission,
     pub(crate) census: Census,
     /// How many shards may be writing their records' views at once.
@@ -117,6 +128,24 @@ pub(crate) struct Services {
 impl Services {
     pub(crate) fn is_clustered(&self) -> bool {
         self.cluster.is_some()
+    }
+
+    /// Counts a turn that comes in here against its tenant's rate.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::RateLimited`] past it.
+    pub(crate) async fn admit_by_rate(&self, tenant: &str) -> Result<(), Refusal> {
+        let Some(limit) = self.limits.turn_rate else { return Ok(()) };
+        let retry_after = match self.limiter.take(tenant, TURNS, 1, limit).await {
+            Decision::Allowed => return Ok(()),
+            Decision::RetryAfter(wait) => wait,
+            // Not of a limit with a burst of one at least.
+            Decision::Never => limit.per,
+        };
+        let message =
+            format!("the tenant has asked for more than its {} turns in {} s", limit.tokens, limit.per.as_secs());
+        Err(Refusal::RateLimited { message, retry_after })
     }
 
     /// The way to sessions of other nodes.
@@ -232,6 +261,8 @@ pub struct NodeStatus {
     pub models: Vec<ModelListing>,
     /// Why the log takes no new turns, if so.
     pub log: Option<String>,
+    /// The components that it depends on, as they were seen last.
+    pub dependencies: Vec<Dependency>,
 }
 
 impl Node {
@@ -267,9 +298,12 @@ impl Node {
             models: Models::new(registry, limits.model_wait),
             sources: options.sources,
             guards: options.guards,
+            limiter: options.limiter,
+            dependencies: Dependencies::default(),
             dialogue_limits: dialogue_limits(&limits),
             clock: Clock::start(),
             turns: Admission::new("open turns", limits.open_turns, limits.open_turns_per_tenant),
+            forwarded: Admission::new("turns for other nodes", limits.open_turns, limits.open_turns_per_tenant),
             stateless: Admission::new("stateless generations", limits.stateless, limits.stateless),
             census: Census::default(),
             projections: Semaphore::new(PROJECTIONS),
@@ -291,6 +325,7 @@ impl Node {
             let _how = running.await;
             end.send_replace(true);
         });
+        dependencies::watch(&services);
         let sessions = Sessions::new(services.clone(), shards.clone());
         Ok(Self { services, shards, sessions, root, ended, boot, leaving: Arc::default() })
     }
@@ -354,6 +389,7 @@ impl Node {
             stateless: self.services.stateless.open(),
             models: self.models().list(),
             log: self.services.log.admission().err().map(|error| error.to_string()),
+            dependencies: self.services.dependencies.list(),
         }
     }
 

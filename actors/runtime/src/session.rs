@@ -120,7 +120,7 @@ impl Actor for Session {
             }
             SessionMessage::Committed { committed, tag } => state.on_committed(&committed, tag)?,
             SessionMessage::NeverCommitted { tag } => state.tell(Command::NeverCommitted { tag: Tag(tag) })?,
-            SessionMessage::Recover => {}
+            SessionMessage::Recover => state.on_recover(),
             SessionMessage::Tick => state.on_tick()?,
             SessionMessage::Internal(Internal::Generation { turn, attempt, event }) => {
                 state.on_generation(turn, attempt, event)?;
@@ -210,6 +210,13 @@ impl SessionState {
         }
     }
 
+    /// A session that owes an answer and could not be loaded leaves, so that its shard tries again.
+    fn on_recover(&self) {
+        if self.dialogue.is_err() {
+            self.myself.stop(Some("the session could not be loaded".into()));
+        }
+    }
+
     /// Whether the model has room for a turn. One that was accepted before is joined, room or not.
     fn check_room(&self, turn: &TurnAccepted, prompt_tokens: u32) -> Result<(), Refusal> {
         match &self.dialogue {
@@ -285,6 +292,7 @@ impl SessionState {
     }
 
     fn on_tick(&mut self) -> Result<(), DialogueError> {
+        self.on_recover();
         self.wake_at = None;
         self.tell(Command::Tick)
     }

@@ -114,6 +114,7 @@ impl Sessions {
             true => TurnRequest { idempotency: None, ..request },
             false => request,
         };
+        self.services.admit_by_rate(&session.tenant).await?;
         self.services.models.fetch(&request.options.model).await?;
         let instructions = request.instructions.as_deref();
         let check = self.check(session, &request.options, &request.input, instructions, request.history);
@@ -192,6 +193,7 @@ impl Sessions {
     ///
     /// As [`submit`](Self::submit).
     pub async fn regenerate(&self, session: &SessionKey, request: RegenerateRequest) -> Result<AcceptedTurn, Refusal> {
+        self.services.admit_by_rate(&session.tenant).await?;
         let options = request.options.unwrap_or_default();
         self.services.models.fetch(&options.model).await?;
         let prompt_tokens = self.check(session, &options, &[], None, History::Session).await?;
@@ -449,6 +451,7 @@ impl Sessions {
             let within = deadline.saturating_duration_since(Instant::now());
             let attempt = match (self.shards.route(shard), self.services.remote()) {
                 (Route::There(owner), Some(remote)) => {
+                    let _place = self.forward(session, request)?;
                     let now = self.services.clock.now();
                     remote.ask(&owner, session, request, now, within.min(OWNER_ANSWERS_WITHIN)).await
                 }
@@ -465,6 +468,14 @@ impl Sessions {
             // The next owner is not always known by then.
             let _ = time::timeout(LOOK_AGAIN, changes.changed()).await;
         }
+    }
+
+    /// A place for a turn on its way to another node, which has its own bounds. Past ours nothing is sent there.
+    fn forward(&self, session: &SessionKey, request: &SessionRequest) -> Result<Option<Permit>, Refusal> {
+        if !matches!(request, SessionRequest::Submit(_)) {
+            return Ok(None);
+        }
+        self.services.forwarded.admit(&session.tenant).map(Some)
     }
 
     /// Asks a session that lives on this node.

@@ -191,6 +191,8 @@ pub(crate) struct ShardState {
     live: HashMap<Arc<SessionKey>, LiveSession>,
     by_actor: HashMap<ActorId, Arc<SessionKey>>,
     failed: BTreeMap<Arc<SessionKey>, FailedSession>,
+    /// When sessions that owe an answer and are not in memory were last brought back.
+    recovered: Instant,
     /// When sessions were last looked for that could leave for a new one.
     sought_room: Option<Instant>,
     /// The reader's state and the open turns at the end of the records that are being projected.
@@ -302,6 +304,7 @@ impl ShardState {
             live: HashMap::new(),
             by_actor: HashMap::new(),
             failed: BTreeMap::new(),
+            recovered: Instant::now(),
             sought_room: None,
             projecting_to: None,
             checkpointed: checkpoint.point.next,
@@ -364,6 +367,7 @@ impl ShardState {
 
     fn on_sweep(&mut self) {
         self.sweep_deadlines();
+        self.sweep_unloaded();
         self.sweep_idle();
         self.sweep_followed();
         self.start_projection();

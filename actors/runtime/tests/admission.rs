@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -11,7 +12,8 @@ use std::{
 };
 
 use common::*;
-use parlance_actors_runtime::{LoadProgress, ModelSpec, Node, NodeOptions, Refusal};
+use parlance_actors_runtime::{Limit, Limits, LoadProgress, ModelSpec, Node, NodeOptions, Refusal, StatelessRequest};
+use parlance_cluster_protocol::{GenerationOptions, Role, SessionKey, TurnId};
 use parlance_inference_engine::{
     CancelHandle, ChatMessage, EngineError, EventSink, GenerateRequest, Grammar, Lifeline, ModelReplica,
     PreparedPrompt, PromptBudget, Replica, ReplicaInfo, ReplicaLoad, ScriptedOptions, ScriptedReplica,
@@ -100,5 +102,37 @@ async fn an_accepted_turn_waits_for_a_place_however_often_there_is_none() {
     let reply = say(&node, &session("patient"), "I can wait").await;
     assert!(reply.starts_with(&mark("I can wait")));
     assert_eq!(busy.refusals.load(SeqCst), 0);
+    stop(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_its_rate_of_durable_and_stateless_turns() {
+    let data = tempfile::tempdir().expect("a directory");
+    let hour = Duration::from_secs(3_600);
+    let rate = Limit { tokens: NonZeroU32::MIN, per: hour, burst: NonZeroU32::new(3).expect("not zero") };
+    let limits = Limits { turn_rate: Some(rate), ..Limits::default() };
+    let node = start(NodeOptions { limits, ..options(data.path(), "scripted:tokens=4") }).await;
+    let stateless = |tenant: &str| StatelessRequest {
+        id: TurnId(rand::random()),
+        tenant: tenant.into(),
+        input: vec![item(Role::User, "in passing")],
+        options: GenerationOptions::default(),
+        seed: None,
+        logprobs: None,
+        tools: None,
+    };
+    say(&node, &session("one"), "first").await;
+    finish(node.generate(stateless("default")).await.expect("the second")).await;
+    say(&node, &session("two"), "third").await;
+    let durable = node.sessions().submit(&session("one"), request("fourth")).await.err();
+    let in_passing = node.generate(stateless("default")).await.err();
+    for refused in [durable, in_passing] {
+        let Some(Refusal::RateLimited { retry_after, .. }) = refused else { panic!("{refused:?}") };
+        assert!(retry_after <= hour && retry_after > hour / 2, "{retry_after:?}");
+    }
+    let other = SessionKey::api("other", "one");
+    node.sessions().submit(&other, request("another tenant's first")).await.expect("it has its own");
+    let info = node.sessions().info(&session("one")).await.expect("readable").expect("there");
+    assert_eq!(info.items, 2, "what was refused was not recorded");
     stop(node).await;
 }

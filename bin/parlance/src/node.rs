@@ -91,6 +91,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
     data::seal::refuse(&config.data)?;
     let events = stores::open_events(config).await?;
     let records = stores::open_records(config).await?;
+    let limiter = stores::open_limiter(config)?;
     let user_secret = secret::load(&config.data.join("user-secret"))?;
     let cluster = match (&config.cluster, checked.cluster) {
         (Some(cluster), Some(tls)) => Some(cluster::listen(cluster, tls).await?),
@@ -105,6 +106,7 @@ async fn serve(config: &Config, checked: Checked) -> Result<(), Failure> {
         memory: config.limits.memory,
         sources: Some(models::sources(config)),
         guards: Guards::default(),
+        limiter,
         limits: config.limits.node.clone(),
         cluster: cluster.map(|cluster| cluster.options),
         events,

@@ -1,8 +1,9 @@
-//! Opens the log, its events and the records where the configuration has them.
+//! Opens the log, its events, the records and the limiter where the configuration has them.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, num::NonZeroUsize, path::Path, sync::Arc};
 
 use parlance_actors_runtime::EventOptions;
+use parlance_cluster_cache::{Limiter, LocalLimiter, Redis, RedisLimiter, RedisOptions};
 use parlance_cluster_log::{
     KafkaConfig, KafkaEvents, KafkaLog, KafkaSasl, KafkaTls, LocalLog, LocalLogOptions, LogError, SaslMechanism,
     ShardLog,
@@ -12,7 +13,10 @@ use parlance_cluster_records::{
 };
 
 use crate::{
-    config::{Config, DEFAULT_CLUSTER, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings},
+    config::{
+        CacheConfig, Config, DEFAULT_CLUSTER, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl,
+        ScyllaSettings,
+    },
     failure::{Failure, chain, one_line},
     files,
 };
@@ -22,6 +26,10 @@ const TOPIC: &str = "shards";
 const EVENTS_TOPIC: &str = "events";
 /// Where the id of the topic is kept, so that another topic of the same name is noticed.
 const TOPIC_ID: &str = "kafka-topic-id";
+/// Token buckets of the node's own, at most: one per tenant that asked lately.
+const MAX_BUCKETS: NonZeroUsize = NonZeroUsize::new(100_000).expect("not zero");
+/// What all keys in Redis begin with, before the cluster's name.
+const KEYS: &str = "parlance";
 /// The longest password that is read, in bytes.
 const MAX_PASSWORD_BYTES: u64 = 4_096;
 
@@ -52,6 +60,26 @@ pub(crate) async fn open_events(config: &Config) -> Result<Option<EventOptions>,
     let publisher = opened.map_err(|error| Failure::failed(chain(&error), remedy))?;
     let cluster = config.cluster.as_ref().map_or_else(|| DEFAULT_CLUSTER.to_owned(), |cluster| cluster.id.to_string());
     Ok(Some(EventOptions { cluster, publisher: Arc::new(publisher) }))
+}
+
+/// Makes the limiter. Redis need not be there.
+///
+/// # Errors
+///
+/// Exit code 2 for an address or a password file that cannot be used.
+pub(crate) fn open_limiter(config: &Config) -> Result<Arc<dyn Limiter>, Failure> {
+    let CacheConfig::Redis { url, user, timeout } = &config.cache else {
+        return Ok(Arc::new(LocalLimiter::new(MAX_BUCKETS)));
+    };
+    let credentials = user.as_ref().map(|user| password(user).map(|password| (user.user.clone(), password)));
+    let prefix = match &config.cluster {
+        Some(cluster) => format!("{KEYS}:{}", cluster.id),
+        None => KEYS.to_owned(),
+    };
+    let options =
+        RedisOptions { credentials: credentials.transpose()?, timeout: *timeout, ..RedisOptions::new(url, prefix) };
+    let redis = Redis::connect(options).map_err(|error| Failure::usage(chain(&error), "Correct cache.url"))?;
+    Ok(Arc::new(RedisLimiter::new(redis, MAX_BUCKETS)))
 }
 
 /// Opens the records.

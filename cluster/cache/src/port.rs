@@ -1,8 +1,8 @@
-use std::{num::NonZeroU32, time::Duration};
+use std::{future::ready, num::NonZeroU32, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use parlance_cluster_protocol::Position;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use parlance_cluster_protocol::{Dependency, Position};
 
 /// A cached value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,4 +52,9 @@ pub enum Decision {
 pub trait Limiter: Send + Sync + 'static {
     /// Takes `cost` tokens from the bucket, all or none. A changed `limit` holds from this call on.
     fn take<'a>(&'a self, tenant: &'a str, key: &'a [u8], cost: u32, limit: Limit) -> BoxFuture<'a, Decision>;
+
+    /// The component that the buckets are kept in, asked now; `None` for a limiter of this process. Ends within the time-out of a command.
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        ready(None).boxed()
+    }
 }

@@ -27,6 +27,7 @@ mod watch;
 
 use std::{
     fmt,
+    future::ready,
     sync::atomic::{AtomicU64, Ordering},
     sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
@@ -34,7 +35,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use parlance_cluster_protocol::{Offset, ShardId};
+use parlance_cluster_protocol::{Dependency, Offset, ShardId};
 use rdkafka::{
     TopicPartitionList,
     admin::{AdminClient, AdminOptions},
@@ -203,6 +204,13 @@ impl ShardLog for KafkaLog {
             return Err(fatal.clone());
         }
         self.inner.watch.admission(self.inner.shared.config.admission_grace)
+    }
+
+    /// Says so at once where admission waits for a while: brokers that change their leader are no outage, but worth a line.
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        let trouble = self.inner.shared.fatal.get().cloned().or_else(|| self.inner.watch.trouble());
+        let trouble = trouble.map(|error| error.to_string());
+        ready(Some(Dependency { name: "kafka", trouble })).boxed()
     }
 }
 

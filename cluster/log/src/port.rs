@@ -1,8 +1,8 @@
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use parlance_cluster_protocol::{Offset, ShardId};
+use parlance_cluster_protocol::{Dependency, Offset, ShardId};
 use tokio::time::{Instant, sleep};
 
 use crate::LogError;
@@ -101,4 +101,9 @@ pub trait ShardLog: Send + Sync + 'static {
     ///
     /// Why new turns must be refused.
     fn admission(&self) -> Result<(), LogError>;
+
+    /// The component that the log is kept in, as it was seen last; `None` for a log in this process.
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        ready(None).boxed()
+    }
 }

@@ -6,6 +6,7 @@
 //! go on decoding (`tests/fixtures`).
 
 mod adopted;
+mod dependency;
 mod entry;
 mod error;
 mod ids;
@@ -15,6 +16,7 @@ mod session;
 mod wire;
 
 pub use adopted::{Adopted, AdoptedItem, AdoptedKey, AdoptedTurn, AdoptionChain, AdoptionDigest};
+pub use dependency::Dependency;
 pub use entry::{Claim, Data, Entry, Release};
 pub use error::WireError;
 pub use ids::{BodyHash, Epoch, Nonce, Offset, Position, Seq, ShardId, SlotId, TimestampMs, TurnId, UserHash};

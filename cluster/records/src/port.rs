@@ -1,6 +1,8 @@
+use std::future::ready;
+
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
+use parlance_cluster_protocol::{Dependency, Offset, Position, SessionKey, ShardId, TurnId};
 
 use crate::RecordsError;
 
@@ -194,6 +196,11 @@ pub trait RecordStore: Send + Sync + 'static {
     ///
     /// What keeps the store from serving.
     fn turn(&self, tenant: &str, turn: TurnId) -> BoxFuture<'_, Result<Option<SessionKey>, RecordsError>>;
+
+    /// The component that the records are kept in, asked now; `None` for a store in this process. Ends within a few seconds.
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        ready(None).boxed()
+    }
 
     /// Up to `limit` sessions of a tenant and channel behind `after`, with their state rows, in the order of
     /// [`SessionKey::encode`].

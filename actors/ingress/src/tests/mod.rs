@@ -12,12 +12,12 @@ mod sockets;
 mod tools;
 mod websocket;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use parlance_actors_runtime::{Guards, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions};
+use parlance_actors_runtime::{Guards, Limits, LoadProgress, LocalLimiter, ModelMemory, ModelSpec, Node, NodeOptions};
 use parlance_cluster_log::{LocalLog, LocalLogOptions};
 use parlance_cluster_records::LocalRecords;
 use parlance_inference_engine::{ModelReplica, ScriptedOptions, ScriptedReplica};
@@ -52,6 +52,7 @@ pub(super) async fn node(data: &Path, models: Vec<ModelSpec>) -> Node {
         memory: ModelMemory::default(),
         sources: None,
         guards: Guards::default(),
+        limiter: Arc::new(LocalLimiter::new(NonZeroUsize::MIN)),
         limits: Limits::default(),
         cluster: None,
         events: None,

@@ -59,6 +59,7 @@ async fn the_operator_sees_the_node_and_its_sessions() {
         .await;
     let status = face.get("/admin/v1/status").await.json();
     assert_eq!((status["node"].as_str(), status["ready"].as_bool()), (Some("test"), Some(true)));
+    assert_eq!(status["dependencies"], serde_json::json!([]), "what is in this process is no dependency");
     let sessions = face.get("/admin/v1/sessions").await.json();
     assert_eq!(sessions["data"][0]["id"], "s1");
 }

@@ -30,6 +30,7 @@ use parlance_cluster_protocol::{
 };
 use prost::Message as _;
 use tokio::{
+    sync::Semaphore,
     task::AbortHandle,
     time::{Instant, sleep},
 };
@@ -44,6 +45,10 @@ use crate::{
 
 /// Turns of other nodes that are watched here, and turns of this node that are watched elsewhere, each. Past it watchers are told to look again.
 const MOST_STREAMS: usize = 100_000;
+/// Bytes of requests to other nodes that are not answered, at once. Past it further ones are refused, so that a slow node costs others no memory.
+const MOST_BYTES_UNDER_WAY: usize = 64 * 1024 * 1024;
+/// When a refused request is likely to find room.
+const ROOM_IN: Duration = Duration::from_secs(1);
 /// How long a chunk waits for room on its link at a time.
 const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before a stream that could not begin is looked for anew.
@@ -57,6 +62,8 @@ const MALFORMED: u32 = 2;
 pub(crate) struct Remote {
     links: OnceLock<Arc<dyn Links>>,
     next_stream: AtomicU64,
+    /// Bytes that further requests may have.
+    room: Semaphore,
     /// By the number of the stream: what comes from other nodes.
     incoming: Mutex<HashMap<u64, Incoming>>,
     /// By receiver and number: the tasks that send.
@@ -74,6 +81,7 @@ impl Remote {
             links: OnceLock::new(),
             // 0 means none.
             next_stream: AtomicU64::new(1),
+            room: Semaphore::new(MOST_BYTES_UNDER_WAY),
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
         }
@@ -102,13 +110,19 @@ impl Remote {
         let streamed = matches!(request, SessionRequest::Submit(_) | SessionRequest::Watch { .. });
         let expected = if streamed { self.expect(owner) } else { None };
         if streamed && expected.is_none() {
-            let what = "turns that are watched on other nodes".into();
-            return Attempt::Answered(Err(Refusal::Overloaded { what, retry_after: Duration::from_secs(1) }));
+            return full("turns that are watched on other nodes");
         }
         let (stream, watched) = expected.map_or((0, None), |(stream, watched)| (stream, Some(watched)));
-        let answer = self.call(&owner.name, Ask { stream, asked: Some(asked) }, within).await;
-        let attempt = match answer {
+        let ask = Ask { stream, asked: Some(asked) };
+        let bytes = u32::try_from(ask.encoded_len()).unwrap_or(u32::MAX);
+        let Ok(_room) = self.room.try_acquire_many(bytes) else {
+            self.incoming().remove(&stream);
+            return full("bytes for other nodes");
+        };
+        let attempt = match self.call(&owner.name, ask, within).await {
             Ok(answer) => self.read(answer, watched),
+            // To ask again at once what adds to its load would keep it busy; who asks comes back in a while.
+            Err(CallError::Busy) if request.makes_records() => full("the session's node has no room"),
             Err(error) if error.is_certain() => Attempt::NotBegun,
             Err(_) => Attempt::Unknown,
         };
@@ -318,6 +332,10 @@ impl Remote {
     fn outgoing(&self) -> MutexGuard<'_, HashMap<(Incarnation, u64), AbortHandle>> {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn full(what: &'static str) -> Attempt {
+    Attempt::Answered(Err(Refusal::Overloaded { what: what.into(), retry_after: ROOM_IN }))
 }
 
 fn settled(settled: Result<(), Refusal>) -> Answered {

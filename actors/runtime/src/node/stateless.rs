@@ -59,6 +59,7 @@ impl Node {
     ///
     /// Why nothing is generated.
     pub async fn generate(&self, request: StatelessRequest) -> Result<TurnStream, Refusal> {
+        self.services.admit_by_rate(&request.tenant).await?;
         let permit = self.services.stateless.admit(&request.tenant)?;
         self.services.models.fetch(&request.options.model).await?;
         let syntax = |tools| self.services.models.call_syntax(&request.options.model, tools);

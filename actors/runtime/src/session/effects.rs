@@ -114,7 +114,9 @@ impl SessionState {
                 Refusal::SessionBusy { queued: self.services.dialogue_limits.queue }
             }
             dialogue::Refusal::IdempotencyConflict => Refusal::IdempotencyConflict,
-            dialogue::Refusal::DedupeFull => Refusal::RateLimited(refusal.to_string()),
+            dialogue::Refusal::DedupeFull => {
+                Refusal::RateLimited { message: refusal.to_string(), retry_after: Duration::from_secs(1) }
+            }
             dialogue::Refusal::NotFound | dialogue::Refusal::Deleted => Refusal::SessionNotFound,
             dialogue::Refusal::MovedOn => Refusal::SessionMovedOn,
             dialogue::Refusal::AlreadyExists => Refusal::SessionExists,

@@ -21,6 +21,8 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     first_delay: Duration::from_millis(20),
     max_delay: Duration::from_secs(1),
 };
+/// How often a session is brought back that owes an answer and could not be loaded, because its records cannot be read.
+const LOAD_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// How often a shard looks for sessions that could leave while the node holds as many as it may.
 const SEEK_ROOM_EVERY: Duration = Duration::from_millis(10);
 /// How many leave at once then, so that not every new session looks through all.
@@ -146,6 +148,26 @@ impl ShardState {
         }
     }
 
+    /// Brings sessions back that owe an answer and are not in memory: their records could not be read.
+    pub(super) fn sweep_unloaded(&mut self) {
+        if !self.serves() || self.recovered.elapsed() < LOAD_AGAIN_EVERY {
+            return;
+        }
+        let now = Instant::now();
+        self.recovered = now;
+        // One that failed has its own pauses.
+        let pauses = |session: &SessionKey| {
+            self.failed.get(session).and_then(|failed| failed.not_before).is_some_and(|due| due > now)
+        };
+        let is_due =
+            |session: &SessionKey| !self.live.contains_key(session) && !pauses(session) && !self.is_unsettled(session);
+        let open = self.open.iter().map(|(_, turn)| &turn.session);
+        let owing: BTreeSet<_> = open.filter(|session| is_due(session)).cloned().collect();
+        for session in owing {
+            self.recover(&Arc::new(session));
+        }
+    }
+
     /// Wakes the sessions of overdue turns, whatever became of the actor or the worker that should have ended them.
     pub(super) fn sweep_deadlines(&mut self) {
         if !self.serves() {
@@ -190,8 +212,12 @@ impl ShardState {
         self.passivate_idle(self.excess_sessions());
     }
 
-    /// The `excess` longest idle sessions leave memory, and all that were idle for long; of both those whose records the store has.
+    /// The `excess` longest idle sessions leave memory, and all that were idle for long; of both those whose records the store has. While
+    /// the store does not serve none leaves: none could come back, nor could another take its place.
     fn passivate_idle(&mut self, excess: usize) {
+        if self.services.dependencies.are_records_down() {
+            return;
+        }
         let idle = self.services.limits.session_idle;
         let busy: BTreeSet<_> = self.open.iter().map(|(_, turn)| &turn.session).collect();
         let may_leave = |session: &SessionKey, live: &LiveSession| {

@@ -1,11 +1,11 @@
 //! A node over the embedded log and records in a temporary directory, answered by the scripted replica.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part of this module")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use parlance_actors_runtime::{
-    AcceptedTurn, Guards, Idempotency, Limits, LoadProgress, ModelMemory, ModelSpec, Node, NodeOptions, TurnEvent,
-    TurnOutcome, TurnRequest, TurnStream,
+    AcceptedTurn, Guards, Idempotency, Limits, LoadProgress, LocalLimiter, ModelMemory, ModelSpec, Node, NodeOptions,
+    TurnEvent, TurnOutcome, TurnRequest, TurnStream,
 };
 use parlance_cluster_log::{LocalLog, LocalLogOptions, LogError, ShardLog};
 use parlance_cluster_protocol::{
@@ -53,6 +53,7 @@ pub(crate) fn options_with_shards(data: &Path, script: &str, shards: u16) -> Nod
         memory: ModelMemory::default(),
         sources: None,
         guards: Guards::default(),
+        limiter: Arc::new(LocalLimiter::new(NonZeroUsize::MIN)),
         limits: Limits::default(),
         cluster: None,
         events: None,

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     net::SocketAddr,
+    num::NonZeroU32,
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
@@ -12,6 +13,7 @@ use std::{
 
 use parlance_actors_ingress::IngressLimits;
 use parlance_actors_runtime::{Limits, ModelMemory};
+use parlance_cluster_cache::Limit;
 use parlance_inference_engine::Speculation;
 use parlance_inference_model::{DeviceChoice, Precision};
 
@@ -48,8 +50,8 @@ const BODY_BYTES: RangeInclusive<i64> = 1_024..=256 * 1024 * 1024;
 /// Below, hyper cannot read a request; above, headers are an attack.
 const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1024 * 1024;
 
-/// Keys of parts that this version does not have, with what to do instead of setting them.
-const ABSENT: &[(&str, &str)] = &[("cache.url", "this version has cache.kind = \"local\" only")];
+/// What a tenant's rate is counted over.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Checks every value.
 pub(super) fn check(layers: Layers, insecure: bool) -> Result<Config, Vec<String>> {
@@ -68,7 +70,6 @@ pub(super) struct Reader {
 
 impl Reader {
     fn config(&mut self, insecure: bool) -> Option<Config> {
-        self.refuse_absent_parts();
         let listen = self.address("listen", DEFAULT_LISTEN, "127.0.0.1:8080 or [::1]:8080");
         let data = self.directory("data", "--data", platform::default_data_dir);
         let model_dir = self.directory("model_dir", "--model-dir", platform::default_model_dir);
@@ -77,7 +78,7 @@ impl Reader {
         let log = self.log();
         let publishes_events = self.events(log.as_ref());
         let records = self.records();
-        self.one_of("cache.kind", &["local"]);
+        let cache = self.cache();
         let models = self.models();
         let limits = self.limits();
         let api_key_file = self.text("auth.api_key_file").map(PathBuf::from);
@@ -97,6 +98,7 @@ impl Reader {
             log: log?,
             records: records?,
             publishes_events,
+            cache: cache?,
             models,
             limits,
             api_key_file,
@@ -169,15 +171,6 @@ impl Reader {
         if let Some(value) = self.text(key).filter(|value| !choices.contains(&value.as_str())) {
             let remedy = format!("Set {key} = \"{}\"", choices.join("\" or \""));
             self.wrong(key, format!("\"{value}\""), "is not in this version", &remedy);
-        }
-    }
-
-    fn refuse_absent_parts(&mut self) {
-        for (key, reason) in ABSENT {
-            if let Some(setting) = self.setting(key) {
-                let origin = setting.origin.clone();
-                self.problems.push(format!("{key} ({origin}) cannot be set: {reason}. Remove it"));
-            }
         }
     }
 
@@ -348,6 +341,7 @@ impl Reader {
         Limits {
             open_turns: self.count("limits.open_turns", default.open_turns),
             open_turns_per_tenant: self.count("limits.open_turns_per_tenant", default.open_turns_per_tenant),
+            turn_rate: self.turn_rate(),
             queued_turns_per_session: self.count("limits.queued_turns_per_session", default.queued_turns_per_session),
             live_sessions: self.count("limits.live_sessions", default.live_sessions),
             session_idle: self.seconds("limits.session_idle_s", default.session_idle),
@@ -358,6 +352,19 @@ impl Reader {
             model_wait: self.seconds("limits.model_wait_s", default.model_wait),
             model_drain: self.seconds("limits.model_drain_s", default.model_drain),
         }
+    }
+
+    fn turn_rate(&mut self) -> Option<Limit> {
+        let (rate, burst) = ("limits.turns_per_minute_per_tenant", "limits.turn_burst_per_tenant");
+        if let (Some(setting), None) = (self.setting(burst), self.setting(rate)) {
+            let origin = setting.origin.clone();
+            self.problems.push(format!("{burst} ({origin}) goes with {rate}. Set both, or remove it"));
+        }
+        let mut number = |key: &str, default: u32| {
+            NonZeroU32::new(self.integer(key, default.into(), 1..=MANY) as u32).filter(|_| self.setting(rate).is_some())
+        };
+        let tokens = number(rate, 1)?;
+        Some(Limit { tokens, per: MINUTE, burst: number(burst, tokens.get())? })
     }
 
     fn ingress_limits(&mut self) -> IngressLimits {

@@ -24,7 +24,9 @@ use parlance_inference_model::{DeviceChoice, Precision};
 
 pub(crate) use self::cluster::{ClusterConfig, DEFAULT_CLUSTER, Seed};
 use self::layers::Layers;
-pub(crate) use self::stores::{KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings};
+pub(crate) use self::stores::{
+    CacheConfig, KafkaSettings, LogConfig, PasswordFile, RecordsConfig, Sasl, ScyllaSettings,
+};
 use crate::{
     failure::{Exit, Failure},
     models::ModelSource,
@@ -90,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) records: RecordsConfig,
     /// Whether what happens to turns is published. Only where the log is in Kafka.
     pub(crate) publishes_events: bool,
+    pub(crate) cache: CacheConfig,
     /// By the name that a model is served under. Empty only in a cluster.
     pub(crate) models: BTreeMap<String, ModelConfig>,
     pub(crate) limits: LimitsConfig,

@@ -23,7 +23,7 @@ fn rows(config: &Config) -> Vec<Row> {
     rows.extend(config.log.rows().into_iter().map(|(key, value)| ("log".into(), key, value)));
     rows.push(("events".into(), "publish", json!(config.publishes_events)));
     rows.extend(config.records.rows().into_iter().map(|(key, value)| ("records".into(), key, value)));
-    rows.push(("cache".into(), "kind", json!("local")));
+    rows.extend(config.cache.rows().into_iter().map(|(key, value)| ("cache".into(), key, value)));
     for (name, model) in &config.models {
         let section = format!("models.{}", quoted(name));
         rows.push((section.clone(), "source", json!(model.source.to_string())));
@@ -66,6 +66,8 @@ fn limits(config: &Config) -> impl Iterator<Item = (&'static str, Value)> {
         ("drain_s", json!(ingress.drain_timeout.as_secs())),
         ("open_turns", json!(node.open_turns)),
         ("open_turns_per_tenant", json!(node.open_turns_per_tenant)),
+        ("turns_per_minute_per_tenant", json!(node.turn_rate.map(|rate| rate.tokens))),
+        ("turn_burst_per_tenant", json!(node.turn_rate.map(|rate| rate.burst))),
         ("queued_turns_per_session", json!(node.queued_turns_per_session)),
         ("live_sessions", json!(node.live_sessions)),
         ("session_idle_s", json!(node.session_idle.as_secs())),

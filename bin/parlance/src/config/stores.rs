@@ -1,6 +1,6 @@
-//! Where the log, its events and the records are: in the data directory, or in servers that nodes share.
+//! Where the log, its events, the records and what may be forgotten are: with the node, or in servers that nodes share.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -13,6 +13,9 @@ const DEFAULT_COPIES: i64 = 3;
 const MOST_COPIES: i64 = 9;
 const DEFAULT_TOPIC_PREFIX: &str = "parlance";
 const DEFAULT_KEYSPACE: &str = "parlance";
+/// Every turn may wait for as long.
+const DEFAULT_CACHE_TIMEOUT: Duration = Duration::from_millis(50);
+const MOST_CACHE_TIMEOUT_MS: i64 = 10_000;
 /// What Kafka takes as a topic's name, and we put behind a prefix.
 const MAX_PREFIX_BYTES: usize = 200;
 
@@ -42,6 +45,9 @@ const SCYLLA_KEYS: &[&str] = &[
     "records.user",
     "records.password_file",
 ];
+
+/// Keys of `[cache]` that are for Redis alone.
+const REDIS_KEYS: &[&str] = &["cache.url", "cache.user", "cache.password_file", "cache.timeout_ms"];
 
 /// Where the log is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +98,21 @@ pub(crate) struct ScyllaSettings {
     pub(crate) tls: Option<StoreTls>,
     pub(crate) server_name: Option<String>,
     pub(crate) user: Option<PasswordFile>,
+}
+
+/// Where limits are counted that are the whole cluster's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CacheConfig {
+    /// In the node, for itself.
+    Local,
+    /// In Redis.
+    Redis {
+        /// Without a user or a password.
+        url: String,
+        user: Option<PasswordFile>,
+        /// How long a command may take.
+        timeout: Duration,
+    },
 }
 
 /// TLS towards a store.
@@ -172,6 +193,28 @@ impl Reader {
             server_name: self.text("records.server_name"),
             user: self.user("records"),
         })))
+    }
+
+    pub(super) fn cache(&mut self) -> Option<CacheConfig> {
+        if !self.is_kind("cache.kind", "redis", REDIS_KEYS) {
+            return Some(CacheConfig::Local);
+        }
+        let Some(url) = self.text("cache.url") else {
+            let problem =
+                "cache.kind = \"redis\" needs cache.url. Set it, for example cache.url = \"redis://one.example:6379\"";
+            self.problems.push(problem.to_owned());
+            return None;
+        };
+        if url.contains('@') {
+            // What stands before it may be a password, which is not repeated.
+            let origin = self.setting("cache.url").map(|setting| setting.origin.to_string()).unwrap_or_default();
+            self.problems.push(format!(
+                "cache.url ({origin}) names a user or a password. Set cache.user and cache.password_file instead"
+            ));
+            return None;
+        }
+        let timeout = self.millis("cache.timeout_ms", DEFAULT_CACHE_TIMEOUT, 1..=MOST_CACHE_TIMEOUT_MS);
+        Some(CacheConfig::Redis { url, user: self.user("cache"), timeout })
     }
 
     /// Whether the kind at `key` is `other` than local; else what is for that kind alone is refused.
@@ -298,6 +341,21 @@ impl RecordsConfig {
                 ];
                 rows.extend(tls_rows(scylla.tls.as_ref()));
                 rows.extend(user_rows(scylla.user.as_ref()));
+                rows
+            }
+        }
+    }
+}
+
+impl CacheConfig {
+    /// What is in force, for people; passwords stay in their files.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        match self {
+            Self::Local => vec![("kind", json!("local"))],
+            Self::Redis { url, user, timeout } => {
+                let mut rows = vec![("kind", json!("redis")), ("url", json!(url))];
+                rows.push(("timeout_ms", json!(timeout.as_millis() as u64)));
+                rows.extend(user_rows(user.as_ref()));
                 rows
             }
         }

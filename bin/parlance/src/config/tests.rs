@@ -195,6 +195,25 @@ fn the_log_and_the_records_can_be_in_servers() {
 }
 
 #[test]
+fn a_tenants_rate_can_be_counted_in_redis() {
+    let file = "[cache]\nkind = 'redis'\nurl = 'redis://r:1'\nuser = 'u'\npassword_file = '/p'\n[limits]\nturns_per_minute_per_tenant = 60\n";
+    let config = load(file, &[], Overrides::default()).expect("valid");
+    let CacheConfig::Redis { url, user: Some(_), timeout } = &config.cache else { panic!("{:?}", config.cache) };
+    assert_eq!((&**url, *timeout), ("redis://r:1", Duration::from_millis(50)));
+    let rate = config.limits.node.turn_rate.expect("a rate");
+    assert_eq!((rate.tokens.get(), rate.per, rate.burst.get()), (60, Duration::from_secs(60), 60));
+    let again = load(&config.to_toml(), &[], Overrides::default()).expect("what is shown is a configuration");
+    assert_eq!(config.to_json(), again.to_json());
+    let secret = refused("[cache]\nkind = 'redis'\nurl = 'redis://:secret@r:1'");
+    assert!(
+        secret.contains("Set cache.user and cache.password_file instead") && !secret.contains("secret@"),
+        "{secret}"
+    );
+    let none = load("", &[], Overrides::default()).expect("valid");
+    assert_eq!((none.cache, none.limits.node.turn_rate), (CacheConfig::Local, None));
+}
+
+#[test]
 fn half_of_a_server_is_told() {
     for (text, told) in [
         ("[log]\nkind = 'kafka'", "log.brokers = [] (default) names nobody"),
@@ -208,6 +227,9 @@ fn half_of_a_server_is_told() {
         ("[records]\nkeyspace = 'k'", "is for records.kind = \"scylla\""),
         ("[records]\nkind = 'scylla'\ncontact_points = ['a']\nserver_name = 'b'", "no records.ca"),
         ("[log]\nreplication = 3", "log.replication"),
+        ("[cache]\nkind = 'redis'", "cache.kind = \"redis\" needs cache.url"),
+        ("[cache]\nurl = 'redis://r'", "is for cache.kind = \"redis\""),
+        ("[limits]\nturn_burst_per_tenant = 3", "goes with limits.turns_per_minute_per_tenant"),
         ("[log]\nkind = 'kafka'\nbrokers = ['a']\nreplication = 0", "from 1 to 9"),
     ] {
         assert!(refused(text).contains(told), "{text}: {}", refused(text));

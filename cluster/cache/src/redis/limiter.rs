@@ -4,8 +4,9 @@ use std::{
     time::Duration,
 };
 
-use fred::types::Value;
+use fred::{interfaces::ClientLike as _, types::Value};
 use futures_util::{FutureExt, future::BoxFuture};
+use parlance_cluster_protocol::Dependency;
 
 use super::{Redis, Script};
 use crate::{Decision, Limit, Limiter, LocalLimiter, keys::scoped, metrics};
@@ -77,6 +78,15 @@ impl Limiter for RedisLimiter {
                 }
                 None => self.alone.take(tenant, key, cost, limit).await,
             }
+        }
+        .boxed()
+    }
+
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        async move {
+            // Its answer, or that there is none, is remembered.
+            let _pong: Option<String> = self.redis.reach.ask(self.redis.client.ping(None)).await;
+            Some(Dependency { name: "redis", trouble: self.redis.reach.trouble() })
         }
         .boxed()
     }

@@ -37,6 +37,8 @@ pub struct RedisOptions {
     /// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`; `rediss://` over TLS, with the system's authorities;
     /// `redis-cluster://HOST:PORT?node=HOST:PORT`, `redis-sentinel://HOST:PORT?sentinelServiceName=NAME&node=HOST:PORT`, and both with `rediss-`.
     pub url: String,
+    /// Who logs in, instead of whom the URL names: a user (`default` where there are none of one's own) and the password.
+    pub credentials: Option<(String, String)>,
     /// What all keys begin with, so that several clusters can share a server.
     pub prefix: String,
     /// How long a command may take before it counts as failed.
@@ -46,14 +48,14 @@ pub struct RedisOptions {
 impl RedisOptions {
     /// A server, with a time-out of 50 ms.
     pub fn new(url: impl Into<String>, prefix: impl Into<String>) -> Self {
-        Self { url: url.into(), prefix: prefix.into(), timeout: Duration::from_millis(50) }
+        Self { url: url.into(), credentials: None, prefix: prefix.into(), timeout: Duration::from_millis(50) }
     }
 }
 
 /// Without the URL, which may hold a password.
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url: _, prefix, timeout } = self;
+        let Self { url: _, credentials: _, prefix, timeout } = self;
         f.debug_struct("RedisOptions").field("prefix", prefix).field("timeout", timeout).finish_non_exhaustive()
     }
 }
@@ -82,12 +84,15 @@ impl Redis {
     /// [`InvalidUrl`].
     pub fn connect(options: RedisOptions) -> Result<Arc<Self>, InvalidUrl> {
         metrics::describe();
-        let RedisOptions { url, prefix, timeout } = options;
+        let RedisOptions { url, credentials, prefix, timeout } = options;
         let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
         if !SCHEMES.contains(&scheme) {
             return Err(InvalidUrl(format!("its scheme is none of {}", SCHEMES.join(", "))));
         }
         let mut config = Config::from_url(&url).map_err(|error| InvalidUrl(error.details().to_owned()))?;
+        if let Some((user, password)) = credentials {
+            (config.username, config.password) = (Some(user), Some(password));
+        }
         config.fail_fast = false;
         let mut builder = Builder::from_config(config);
         builder

@@ -1,6 +1,9 @@
 use std::{
     future::Future,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,15 +23,28 @@ pub(super) struct Reach {
     up: AtomicBool,
     /// Milliseconds since `began` before which nothing is sent while it is not up.
     closed_until: AtomicU64,
+    /// Why the last command failed.
+    trouble: Mutex<String>,
 }
 
 impl Reach {
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, began: Instant::now(), up: AtomicBool::new(true), closed_until: AtomicU64::new(0) }
+        Self {
+            timeout,
+            began: Instant::now(),
+            up: AtomicBool::new(true),
+            closed_until: AtomicU64::new(0),
+            trouble: Mutex::default(),
+        }
     }
 
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Why Redis does not answer; `None` while it does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        (!self.is_up()).then(|| self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// The answer to a command; nothing where there is none.
@@ -70,6 +86,7 @@ impl Reach {
     fn failed(&self, why: &str) {
         metrics::redis_failed();
         metrics::redis_up(false);
+        why.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
         self.closed_until.store(self.now() + PAUSE.as_millis() as u64, Ordering::Relaxed);
         if self.up.swap(false, Ordering::Relaxed) {
             tracing::warn!(why, "redis does not answer: nothing is cached there, and each node limits by itself");

@@ -37,6 +37,11 @@ impl Watch {
         }
     }
 
+    /// What keeps Kafka from taking entries, as it was seen last.
+    pub(super) fn trouble(&self) -> Option<LogError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|trouble| trouble.why.clone())
+    }
+
     /// Takes what a look that began at `since` has seen.
     fn saw(&self, since: Instant, seen: Result<(), LogError>) {
         let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);

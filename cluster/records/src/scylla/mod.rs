@@ -25,7 +25,10 @@ mod schema;
 mod statements;
 mod tls;
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use ::scylla::{
     client::{execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder},
@@ -34,7 +37,7 @@ use ::scylla::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, TryStreamExt, future::BoxFuture, stream};
-use parlance_cluster_protocol::{Offset, Position, SessionKey, ShardId, TurnId};
+use parlance_cluster_protocol::{Dependency, Offset, Position, SessionKey, ShardId, TurnId};
 use tokio::time::timeout;
 
 pub use self::options::{Credentials, Replication, ScyllaOptions, TlsOptions};
@@ -62,6 +65,8 @@ pub struct ScyllaRecords {
     session: Session,
     statements: Statements,
     reach: Reach,
+    /// How long one attempt at a request may take.
+    patience: Duration,
     /// Closed with the session, after it.
     _relays: Option<Relays>,
 }
@@ -97,7 +102,7 @@ impl ScyllaRecords {
         let statements = Statements::prepare(&session, &opening, &options.keyspace).await?;
         metrics::store_up(true);
         let reach = Reach::new(&options.nodes, options.deadline);
-        Ok(Self { session, statements, reach, _relays: relays })
+        Ok(Self { session, statements, reach, patience: options.request_timeout, _relays: relays })
     }
 
     /// Whether the last request was answered, for status pages.
@@ -255,6 +260,16 @@ impl RecordStore for ScyllaRecords {
 
     fn turn(&self, tenant: &str, turn: TurnId) -> BoxFuture<'_, Result<Option<SessionKey>, RecordsError>> {
         self.read(self.read_turn(tenant.to_owned(), turn))
+    }
+
+    fn dependency(&self) -> BoxFuture<'_, Option<Dependency>> {
+        async move {
+            let (statement, values) = (self.statements.get(Statement::Checkpoint), [Bind::Int(0)]);
+            let request = self.session.execute_unpaged(statement, &values[..]);
+            self.reach.probe(self.patience, fault::of_request, request).await;
+            Some(Dependency { name: "scylla", trouble: self.reach.trouble() })
+        }
+        .boxed()
     }
 
     fn sessions(

@@ -2,7 +2,10 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,8 @@ use crate::{RecordsError, metrics};
 const MAX_IN_FLIGHT: usize = 256;
 /// How long after a failure a request is sent again: at first, then twice as long each time, at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Probes in a row that fail before the servers count as gone: one may fail while a server restarts, and requests that are sent again then go well.
+const DOUBTS: u32 = 2;
 
 /// The way to the servers.
 ///
@@ -30,17 +35,54 @@ pub(super) struct Reach {
     deadline: Duration,
     permits: Semaphore,
     up: AtomicBool,
+    /// Probes that failed since anything was answered.
+    doubts: AtomicU32,
+    /// Why the last request failed.
+    trouble: Mutex<String>,
 }
 
 impl Reach {
     pub(super) fn new(nodes: &[String], deadline: Duration) -> Self {
         let permits = Semaphore::new(MAX_IN_FLIGHT);
-        Self { nodes: nodes.join(", "), deadline, permits, up: AtomicBool::new(true) }
+        Self {
+            nodes: nodes.join(", "),
+            deadline,
+            permits,
+            up: AtomicBool::new(true),
+            doubts: AtomicU32::new(0),
+            trouble: Mutex::default(),
+        }
     }
 
     /// Whether the last request was answered.
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Why the servers do not answer; `None` while they do.
+    pub(super) fn trouble(&self) -> Option<String> {
+        (!self.is_up()).then(|| self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Learns by a request whether the servers answer, whoever else asks something: once, within `patience`.
+    pub(super) async fn probe<T, E>(
+        &self,
+        patience: Duration,
+        meaning: impl Fn(&E) -> Fault,
+        request: impl Future<Output = Result<T, E>>,
+    ) {
+        let trouble = match timeout_at(Instant::now() + patience, request).await {
+            Ok(Ok(_)) => return self.answered(),
+            Ok(Err(error)) => match meaning(&error) {
+                Fault::Passing(trouble) => trouble,
+                // They did answer.
+                Fault::Lasting(_) => return,
+            },
+            Err(_) => Trouble::NoAnswer(patience),
+        };
+        if self.doubts.fetch_add(1, Ordering::Relaxed) + 1 >= DOUBTS {
+            self.failed(trouble);
+        }
     }
 
     /// The answer to a request, which must be one that can be sent any number of times.
@@ -85,6 +127,7 @@ impl Reach {
     }
 
     fn answered(&self) {
+        self.doubts.store(0, Ordering::Relaxed);
         if !self.up.swap(true, Ordering::Relaxed) {
             tracing::info!(nodes = self.nodes, "the record store answers again");
         }
@@ -95,6 +138,7 @@ impl Reach {
         let error = trouble.into_error(&self.nodes);
         metrics::request_failed();
         metrics::store_up(false);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
         if self.up.swap(false, Ordering::Relaxed) {
             tracing::warn!(%error, "the record store does not serve");
         }
@@ -165,6 +209,22 @@ mod tests {
         };
         let told = reach.ask(passing, request).await;
         assert!(matches!(&told, Err(RecordsError::Unreachable { reason, .. }) if reason == "gone"), "{told:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_are_gone_when_two_probes_in_a_row_say_so_and_back_when_one_does() {
+        let reach = reach();
+        let probe =
+            async |answer: Result<(), &'static str>| reach.probe(Duration::from_secs(2), passing, ready(answer)).await;
+        probe(Err("gone")).await;
+        probe(Ok(())).await;
+        probe(Err("gone")).await;
+        assert_eq!(reach.trouble(), None, "one failure between answers is no outage");
+        reach.probe(Duration::from_secs(2), passing, std::future::pending::<Result<(), _>>()).await;
+        let trouble = reach.trouble().expect("nothing was answered twice");
+        assert!(trouble.contains("did not answer"), "{trouble}");
+        probe(Ok(())).await;
+        assert!(reach.is_up() && reach.trouble().is_none());
     }
 
     #[tokio::test(start_paused = true)]

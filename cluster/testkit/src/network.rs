@@ -33,7 +33,10 @@ use tokio::{
 };
 
 pub use self::link::{Counts, Weather};
-use self::{link::Link, origin::Origin};
+use self::{
+    link::Link,
+    origin::{Finder, Origin, read_table},
+};
 
 /// Every process that the network was not told of.
 pub const OUTSIDE: &str = "outside";
@@ -42,7 +45,8 @@ pub const OUTSIDE: &str = "outside";
 #[derive(Debug)]
 pub struct Network {
     shared: Arc<Shared>,
-    /// Its own, so that no test that blocks its runtime stops the network. Taken when dropped.
+    /// Its own, so that no test that blocks its runtime stops the network. Nothing may block it: every connection is carried here. Taken when
+    /// dropped.
     runtime: Option<Runtime>,
 }
 
@@ -51,7 +55,8 @@ struct Shared {
     seed: u64,
     connections: AtomicU64,
     links: Mutex<HashMap<(String, String), Arc<Link>>>,
-    processes: Mutex<HashMap<String, u32>>,
+    processes: Arc<Mutex<HashMap<String, u32>>>,
+    finder: Finder,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,9 +70,16 @@ impl Network {
     ///
     /// Where the system gives no thread.
     pub fn new(seed: u64) -> Self {
+        Self::with_table(seed, read_table)
+    }
+
+    /// `table` reads the kernel's sockets.
+    fn with_table(seed: u64, table: impl Fn() -> String + Send + 'static) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let shared =
-            Shared { seed, connections: AtomicU64::new(0), links: Mutex::default(), processes: Mutex::default() };
+        let processes = Arc::<Mutex<HashMap<String, u32>>>::default();
+        let told = processes.clone();
+        let finder = Finder::start(table, move || lock(&told).clone());
+        let shared = Shared { seed, connections: AtomicU64::new(0), links: Mutex::default(), processes, finder };
         Self { shared: Arc::new(shared), runtime: Some(runtime.expect("a thread for the network")) }
     }
 
@@ -168,8 +180,7 @@ impl Shared {
     /// Carries one connection from its acceptance to its end.
     async fn bridge(self: Arc<Self>, near: TcpStream, peer: SocketAddr, to: String, target: SocketAddr) {
         let Ok(proxy) = near.local_addr() else { return };
-        let processes = || lock(&self.processes).clone();
-        let from = match origin::find(peer, proxy, processes).await {
+        let from = match self.finder.find(peer, proxy).await {
             Origin::Process(name) => name,
             Origin::Outside => OUTSIDE.to_owned(),
             Origin::Gone => return,

@@ -202,3 +202,29 @@ fn a_process_is_known_by_its_connection() {
         child.wait().expect("our own child");
     }
 }
+
+#[test]
+fn while_one_is_looked_up_the_others_go_on() {
+    let (gate, looks) = (Arc::new(Mutex::new(())), Arc::new(AtomicU64::new(0)));
+    let (closed, seen) = (gate.clone(), looks.clone());
+    let network = Network::with_table(1, move || {
+        seen.fetch_add(1, Ordering::Relaxed);
+        drop(lock(&closed));
+        read_table()
+    });
+    let (mut near, mut far) = connect(&network);
+    say(&mut near, "there");
+    assert_hears(&mut far, "there");
+    // A look that takes its time.
+    let slow = lock(&gate);
+    let before = looks.load(Ordering::Relaxed);
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let proxy = network.proxy("c", listener.local_addr().expect("bound"));
+    let mut later = Stream::connect(proxy).expect("the kernel accepts");
+    until(|| looks.load(Ordering::Relaxed) > before);
+    say(&mut near, "again");
+    assert_hears(&mut far, "again");
+    drop(slow);
+    say(&mut later, "at last");
+    assert_hears(&mut listener.accept().expect("it is dialled").0, "at last");
+}

@@ -21,6 +21,8 @@ use tokio::sync::{OnceCell, oneshot};
 
 /// The broker that `make services` starts.
 pub(crate) const SHARED: &str = "127.0.0.1:19092";
+/// How often a broker is started again whose port is taken.
+const PORT_TRIES: u32 = 5;
 const NO_BROKER: &str = "Does Kafka run? `make services` installs and starts it.";
 /// How long a test waits for what has to come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -177,13 +179,21 @@ impl Broker {
         Self { directory, port, settings, has_eligible }
     }
 
+    /// Starts it on its ports. Some connection of the machine's may have one of them for a moment, while it was down.
     pub(crate) fn restart(&self) {
-        let mut command = Command::new(script());
-        command.arg("start").arg(self.directory.path()).arg(self.port.to_string()).args(&self.settings);
-        command.env("KAFKA_ELIGIBLE_LEADER_REPLICAS", if self.has_eligible { "1" } else { "0" });
-        let output = command.output().expect("the script runs");
-        let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-        assert!(output.status.success(), "{}\n{log}", String::from_utf8_lossy(&output.stderr));
+        for tries in 0.. {
+            let mut command = Command::new(script());
+            command.arg("start").arg(self.directory.path()).arg(self.port.to_string()).args(&self.settings);
+            command.env("KAFKA_ELIGIBLE_LEADER_REPLICAS", if self.has_eligible { "1" } else { "0" });
+            let output = command.output().expect("the script runs");
+            if output.status.success() {
+                return;
+            }
+            let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            let taken = tries < PORT_TRIES && log.contains("Address already in use");
+            assert!(taken, "{}\n{log}", String::from_utf8_lossy(&output.stderr));
+            std::thread::sleep(std::time::Duration::from_secs(2));
+        }
     }
 
     pub(crate) fn address(&self) -> String {

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use parlance_cluster_log::ownership::{Rule, Rules};
 use parlance_cluster_protocol::Item;
 
 /// How late the log gets the record of a turn that was acknowledged too early. Without it the window is as short as a sync, and
@@ -39,11 +38,6 @@ pub(crate) fn resends_blindly() -> bool {
 /// Whether a checkpoint goes ahead of the rows that it speaks for.
 pub(crate) fn checkpoints_ahead() -> bool {
     is_chosen("checkpoint-ahead")
-}
-
-/// The rules of ownership, without the fence: records of superseded owners count.
-pub(crate) fn rules() -> Rules {
-    if is_chosen("no-fence") { Rules::without(Rule::CurrentEpoch) } else { Rules::ALL }
 }
 
 /// Panics a session that answers a poisonous message.

@@ -284,11 +284,8 @@ impl ShardState {
         checkpoint: Checkpoint,
     ) -> Self {
         let slots = SlotTable::new(shard, services.log.shards());
-        let (name, limits) = (services.claim_name.clone(), ownership::Limits::default());
-        #[cfg(not(feature = "planted-bugs"))]
-        let ownership = Ownership::new(name, slots, checkpoint.point, limits);
-        #[cfg(feature = "planted-bugs")]
-        let ownership = Ownership::with_rules(name, slots, checkpoint.point, limits, crate::planted::rules());
+        let limits = ownership::Limits::default();
+        let ownership = Ownership::new(services.claim_name.clone(), slots, checkpoint.point, limits);
         Self {
             shard,
             table,

@@ -30,11 +30,6 @@ pub(crate) fn forgets_keys() -> bool {
     is_chosen("no-dedupe")
 }
 
-/// Whether a turn of which nobody knows what became is asked for again under another id, without a look.
-pub(crate) fn resends_blindly() -> bool {
-    is_chosen("blind-resend")
-}
-
 /// Whether a checkpoint goes ahead of the rows that it speaks for.
 pub(crate) fn checkpoints_ahead() -> bool {
     is_chosen("checkpoint-ahead")

@@ -216,8 +216,7 @@ impl Sessions {
     async fn accept(&self, session: &SessionKey, submit: Submit) -> Result<AcceptedTurn, Refusal> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let turn = submit.turn.turn;
-        #[cfg_attr(not(feature = "planted-bugs"), expect(unused_mut, reason = "a planted bug changes it"))]
-        let mut request = SessionRequest::Submit(submit);
+        let request = SessionRequest::Submit(submit);
         let mut doubtful = false;
         loop {
             match self.ask_until(session, &request, deadline).await {
@@ -232,13 +231,6 @@ impl Sessions {
                 return Err(unanswered());
             }
             time::sleep(LOOK_AGAIN).await;
-            #[cfg(feature = "planted-bugs")]
-            if crate::planted::resends_blindly()
-                && let SessionRequest::Submit(submit) = &mut request
-            {
-                submit.turn.turn = TurnId(rand::random());
-                continue;
-            }
             if let Some(stream) = self.find(session, turn, deadline).await? {
                 return Ok(AcceptedTurn { turn, replayed: false, stream });
             }

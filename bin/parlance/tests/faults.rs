@@ -153,7 +153,7 @@ async fn a_cluster_keeps_its_promises_through_many_faults() {
 #[ignore = "minutes: make fault-suite"]
 async fn planted_bugs_are_found() {
     let kinds = [Fault::KillOwner, Fault::KillAgain, Fault::Pause, Fault::Isolate];
-    for bug in ["no-dedupe", "checkpoint-ahead", "blind-resend", "ack-before-append"] {
+    for bug in ["no-dedupe", "checkpoint-ahead", "ack-before-append"] {
         let found = ordeal(Ordeal { kinds: &kinds, count: 8, own_brokers: false, rate: 60.0, bug: Some(bug) }).await;
         tell(&format!("planted {bug}: {} promises broken", found.violations()));
         assert!(found.violations() > 0, "{bug} was not found");

@@ -209,7 +209,8 @@ async fn attempt(
     reporter: &Reporter,
 ) -> Result<(), Refusal> {
     let elsewhere = |idle| services.worker_elsewhere(&order.options.model, order.affinity, idle);
-    if services.models.is_crowded(&order.options.model)
+    if services.cluster.is_some()
+        && services.models.is_crowded(&order.options.model)
         && let Some(node) = elsewhere(true)
         && attempt_there(services, tenant, order, messages, reporter, &node).await.is_ok()
     {

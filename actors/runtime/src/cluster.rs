@@ -8,6 +8,7 @@
 //! ```
 
 mod actor;
+mod peers;
 mod remote;
 mod steward;
 mod switchboard;
@@ -39,6 +40,7 @@ use prost::Message as _;
 use ractor::ActorRef;
 use tokio::{sync::oneshot, time::timeout};
 
+use self::peers::Peers;
 pub use self::view::{ClusterRefusal, ClusterView, NodeSeen, ShardSeen};
 pub(crate) use self::{
     actor::{Cluster, ClusterArguments, ClusterMessage},
@@ -95,6 +97,7 @@ pub(super) struct WithModels {
 
 /// What the rest of a node needs of its cluster.
 pub(crate) struct ClusterServices {
+    peers: Arc<Peers>,
     pub(crate) remote: Arc<Remote>,
     pub(crate) workers: Arc<Workers>,
     /// The other nodes with models, as they last said.
@@ -107,9 +110,11 @@ pub(crate) struct ClusterServices {
 
 impl ClusterServices {
     pub(crate) fn new(options: &ClusterOptions) -> Self {
+        let peers = Arc::new(Peers::default());
         Self {
-            remote: Arc::new(Remote::new()),
-            workers: Arc::new(Workers::new()),
+            remote: Arc::new(Remote::new(peers.clone())),
+            workers: Arc::new(Workers::new(peers.clone())),
+            peers,
             with_models: RwLock::default(),
             actor: OnceLock::new(),
             view: RwLock::default(),
@@ -163,15 +168,13 @@ impl ClusterServices {
     /// Has a node fulfil a wish, be it this one or another.
     pub(crate) async fn wish(&self, node: &str, wish: Wish) -> Result<(), ClusterRefusal> {
         let view = self.view();
-        let known = || view.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>().join(", ");
-        let no_such = || ClusterRefusal::NoSuchNode { name: node.to_owned(), known: known() };
-        let seen = view.nodes.iter().find(|seen| seen.name == node).ok_or_else(no_such)?;
+        let seen = view.node(node)?;
         if seen.is_self {
             return self.obey(wish).await;
         }
-        let (name, links) = (node.parse().map_err(|_| no_such())?, self.remote.links());
+        let name = node.parse().map_err(|_| view.no_such_node(node))?;
         let payload = Command { wish: Some(wish) }.encode_to_vec().into();
-        let told = match links {
+        let told = match self.peers.links() {
             Some(links) => links.call(&name, kind::COMMAND, payload, WISH_WITHIN).await,
             None => Err(CallError::Unreachable),
         };

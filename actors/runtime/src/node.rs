@@ -430,10 +430,7 @@ impl Node {
         let view = cluster.view();
         let last = self.services.log.shards() - 1;
         let seen = view.shards.get(shard as usize).ok_or(ClusterRefusal::NoSuchShard { shard, last })?;
-        if !view.nodes.iter().any(|node| node.name == to) {
-            let known = view.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>().join(", ");
-            return Err(ClusterRefusal::NoSuchNode { name: to.to_owned(), known });
-        }
+        view.node(to)?;
         let owner = seen.owner.as_ref().ok_or_else(|| ClusterRefusal::NotNow(format!("shard {shard} has no owner")))?;
         if owner == to {
             return Ok(());

@@ -196,8 +196,7 @@ impl ClusterState {
             heard: std::sync::Mutex::default(),
         });
         let links = (options.connect)(switchboard.clone(), switchboard.clone()).await?;
-        remote.set_links(links.clone());
-        workers.set_links(links.clone());
+        cluster.peers.set(links.clone());
         // There is one start.
         let _ = cluster.actor.set(myself.clone());
         let me = Member {

@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,7 +35,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{kind, wire};
+use super::{
+    kind,
+    peers::{MALFORMED, Peers, cast_patiently},
+    wire,
+};
 use crate::{
     AcceptedTurn, Refusal, TurnEvent, TurnStream,
     request::{SessionAnswer, SessionRequest},
@@ -49,18 +53,14 @@ const MOST_STREAMS: usize = 100_000;
 const MOST_BYTES_UNDER_WAY: usize = 64 * 1024 * 1024;
 /// When a refused request is likely to find room.
 const ROOM_IN: Duration = Duration::from_secs(1);
-/// How long a chunk waits for room on its link at a time.
-const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before a stream that could not begin is looked for anew.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Code of a failure after which nobody knows whether it was done.
 const UNKNOWN: u32 = 1;
-/// Code of a failure for what cannot be read.
-const MALFORMED: u32 = 2;
 
 /// The way to other nodes' sessions. One per node in a cluster.
 pub(crate) struct Remote {
-    links: OnceLock<Arc<dyn Links>>,
+    peers: Arc<Peers>,
     next_stream: AtomicU64,
     /// Bytes that further requests may have.
     room: Semaphore,
@@ -76,25 +76,15 @@ struct Incoming {
 }
 
 impl Remote {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new(peers: Arc<Peers>) -> Self {
         Self {
-            links: OnceLock::new(),
+            peers,
             // 0 means none.
             next_stream: AtomicU64::new(1),
             room: Semaphore::new(MOST_BYTES_UNDER_WAY),
             incoming: Mutex::default(),
             outgoing: Mutex::default(),
         }
-    }
-
-    pub(super) fn set_links(&self, links: Arc<dyn Links>) {
-        // There is one transport per start of the cluster's actor, and one start.
-        let _ = self.links.set(links);
-    }
-
-    /// The links, once they are there.
-    pub(crate) fn links(&self) -> Option<Arc<dyn Links>> {
-        self.links.get().cloned()
     }
 
     /// Asks the owner of a session.
@@ -154,10 +144,7 @@ impl Remote {
     }
 
     async fn call(&self, to: &NodeName, ask: Ask, within: Duration) -> Result<Answer, CallError> {
-        let links = self.links().ok_or(CallError::Unreachable)?;
-        let bytes = links.call(to, kind::ASK, ask.encode_to_vec().into(), within).await?;
-        peer::decode("answer between nodes", bytes)
-            .map_err(|error| CallError::Failed(Failure { code: MALFORMED, reason: error.to_string() }))
+        self.peers.ask(to, kind::ASK, ask.encode_to_vec().into(), within).await
     }
 
     /// A stream that a node will be asked for.
@@ -218,7 +205,7 @@ impl Remote {
                     writer.end(outcome);
                 }
             }
-            None => self.cast(&from.name, kind::UNWATCH, Unwatch { stream }.encode_to_vec().into()),
+            None => self.peers.cast(&from.name, kind::UNWATCH, Unwatch { stream }.encode_to_vec().into()),
         }
     }
 
@@ -238,12 +225,6 @@ impl Remote {
             }
             to != peer
         });
-    }
-
-    fn cast(&self, to: &NodeName, kind: u32, payload: Bytes) {
-        if let Some(links) = self.links() {
-            tokio::spawn(links.cast(to, kind, payload, ROOM_WITHIN));
-        }
     }
 
     /// Answers another node.
@@ -305,9 +286,13 @@ impl Remote {
         let mut outgoing = self.outgoing();
         if outgoing.len() >= MOST_STREAMS {
             let end = Some(End::Interrupted(Done {}));
-            return self.cast(&to.name, kind::CHUNK, Chunk { stream, text: String::new(), end }.encode_to_vec().into());
+            return self.peers.cast(
+                &to.name,
+                kind::CHUNK,
+                Chunk { stream, text: String::new(), end }.encode_to_vec().into(),
+            );
         }
-        let links = self.links();
+        let links = self.peers.links();
         let task = tokio::spawn({
             let key = key.clone();
             async move {
@@ -359,10 +344,8 @@ async fn pump(links: &dyn Links, to: &NodeName, stream: u64, mut text: TurnStrea
         };
         let payload: Bytes = Chunk { stream, text, end }.encode_to_vec().into();
         // What waits for room is not lost: either there is room at last, or the link is over, and the watchers look again.
-        while let Err(error) = links.cast(to, kind::CHUNK, payload.clone(), ROOM_WITHIN).await {
-            if error != CallError::Busy {
-                return;
-            }
+        if cast_patiently(links, to, kind::CHUNK, payload).await.is_err() {
+            return;
         }
     }
 }

@@ -105,6 +105,20 @@ impl ClusterView {
         Self { id: id.to_owned(), nodes, shards: shards.collect() }
     }
 
+    /// A node by its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterRefusal::NoSuchNode`], with those that there are.
+    pub(crate) fn node(&self, name: &str) -> Result<&NodeSeen, ClusterRefusal> {
+        self.nodes.iter().find(|node| node.name == name).ok_or_else(|| self.no_such_node(name))
+    }
+
+    pub(super) fn no_such_node(&self, name: &str) -> ClusterRefusal {
+        let known: Vec<&str> = self.nodes.iter().map(|node| &*node.name).collect();
+        ClusterRefusal::NoSuchNode { name: name.to_owned(), known: known.join(", ") }
+    }
+
     /// How many nodes stand so.
     pub fn count(&self, standing: &str) -> usize {
         self.nodes.iter().filter(|node| node.standing == standing).count()

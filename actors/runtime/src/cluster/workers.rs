@@ -1,9 +1,9 @@
 //! Models of other nodes answering for sessions of this one, and ours for theirs.
 //!
 //! ```text
-//! session's node                                                  node with a model
-//! session/generation ── ask_worker ──▶ Workers ══ Generate ══▶ Workers::serve ──▶ Models::plan ──▶ engine thread
-//!      guard, session ◀── Worked ◀──── Workers ◀══ Generated … ══ a task per reply ◀── WireSink ◀──┘
+//! session's node                                                node with a model
+//! session/generation ── generate ──▶ Workers ══ Generate ══▶ Workers::serve ──▶ Models::plan ──▶ engine thread
+//!      guard, session ◀── Worked ◀── Workers ◀══ Generated … ══ a task per reply ◀── its events ◀──┘
 //! ```
 //!
 //! The guard stays with the session: prompts arrive reviewed, and tokens are reviewed where they come back. When the link is lost the listener is
@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,7 +23,7 @@ use futures_util::future::BoxFuture;
 use parlance_actors_dialogue::GenerationOrder;
 use parlance_cluster_node::{
     identity::{Incarnation, NodeName},
-    links::{CallError, Failure, Links},
+    links::{Failure, Links},
 };
 use parlance_cluster_protocol::{
     History, Item, ModelTag, Origin, SessionEvent, SessionKey, SessionRecord, TimestampMs, TurnAccepted, TurnId,
@@ -37,17 +37,17 @@ use parlance_inference_engine::{EngineError, Finish, GenerateEvent, TokenUsage};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
-use super::{kind, wire};
+use super::{
+    kind,
+    peers::{MALFORMED, Peers, cast_patiently},
+    wire,
+};
 use crate::{Refusal, node::Services};
 
 /// Replies that other nodes make for this one, and this one for others, each.
 const MOST_REPLIES: usize = 100_000;
 /// How long the answer to a question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How long tokens wait for room on their link at a time.
-const ROOM_WITHIN: Duration = Duration::from_secs(5);
-/// Code of a failure for what cannot be read.
-const MALFORMED: u32 = 2;
 
 /// Hears what becomes of a reply that another node makes. Dropped before the end, it learns that the worker died.
 pub(crate) trait Worked: Send {
@@ -67,7 +67,7 @@ struct Listening {
 
 /// The way to other nodes' models. One per node in a cluster.
 pub(crate) struct Workers {
-    links: OnceLock<Arc<dyn Links>>,
+    peers: Arc<Peers>,
     next: AtomicU64,
     /// By number: what other nodes generate for this one.
     asked: Mutex<HashMap<u64, Listening>>,
@@ -76,13 +76,8 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn new() -> Self {
-        Self { links: OnceLock::new(), next: AtomicU64::new(1), asked: Mutex::default(), serving: Mutex::default() }
-    }
-
-    pub(super) fn set_links(&self, links: Arc<dyn Links>) {
-        // There is one transport per start.
-        let _ = self.links.set(links);
+    pub(super) fn new(peers: Arc<Peers>) -> Self {
+        Self { peers, next: AtomicU64::new(1), asked: Mutex::default(), serving: Mutex::default() }
     }
 
     /// Has a node make the reply to a turn. `messages` are the order's, as the guard lets them through.
@@ -105,7 +100,8 @@ impl Workers {
             }
             asked.insert(stream, Listening { to: at.clone(), listener: Some(listener) });
         }
-        let answer = self.call(&at.name, kind::GENERATE, Generate { stream, ..turn }.encode_to_vec().into()).await;
+        let ask = Generate { stream, ..turn }.encode_to_vec().into();
+        let answer = self.peers.ask(&at.name, kind::GENERATE, ask, ANSWER_WITHIN).await;
         let refusal = match answer.map(|answer| answer.answered) {
             Ok(Some(Answered::Done(_))) => return Ok(()),
             Ok(Some(Answered::Refused(refused))) => wire::decode_refusal(refused),
@@ -123,7 +119,8 @@ impl Workers {
     ///
     /// Why it does not fit, or why the node does not say.
     pub(crate) async fn check(&self, at: &NodeName, turn: Bytes) -> Result<u32, Refusal> {
-        match self.call(at, kind::CHECK, CheckTurn { turn }.encode_to_vec().into()).await.map(|a| a.answered) {
+        let ask = CheckTurn { turn }.encode_to_vec().into();
+        match self.peers.ask(at, kind::CHECK, ask, ANSWER_WITHIN).await.map(|answer| answer.answered) {
             Ok(Some(Answered::Fits(tokens))) => Ok(tokens),
             Ok(Some(Answered::Refused(refused))) => Err(wire::decode_refusal(refused)),
             Ok(_) => Err(Refusal::Engine(EngineError::Stopped)),
@@ -132,13 +129,6 @@ impl Workers {
                 Err(Refusal::Engine(EngineError::Stopped))
             }
         }
-    }
-
-    async fn call(&self, to: &NodeName, kind: u32, payload: Bytes) -> Result<Answer, CallError> {
-        let links = self.links.get().cloned().ok_or(CallError::Unreachable)?;
-        let bytes = links.call(to, kind, payload, ANSWER_WITHIN).await?;
-        peer::decode("answer between nodes", bytes)
-            .map_err(|error| CallError::Failed(Failure { code: MALFORMED, reason: error.to_string() }))
     }
 
     /// More of a reply that this node asked for.
@@ -180,7 +170,7 @@ impl Workers {
 
     fn refuse(&self, from: &Incarnation, stream: u64) {
         self.forget(stream);
-        self.cast(&from.name, kind::UNWANTED, Unwatch { stream }.encode_to_vec().into());
+        self.peers.cast(&from.name, kind::UNWANTED, Unwatch { stream }.encode_to_vec().into());
     }
 
     /// A node does not want a reply of ours any more.
@@ -198,12 +188,6 @@ impl Workers {
         // Outside the lock: whoever hears of it may ask another node.
         drop(lost);
         self.serving().retain(|(to, _), _| to != peer);
-    }
-
-    fn cast(&self, to: &NodeName, kind: u32, payload: Bytes) {
-        if let Some(links) = self.links.get() {
-            tokio::spawn(links.cast(to, kind, payload, ROOM_WITHIN));
-        }
     }
 
     /// Makes a reply for a session of another node.
@@ -233,7 +217,7 @@ impl Workers {
     ) -> Result<Result<(), Refusal>, WireError> {
         let stream = ask.stream;
         let (tenant, order) = order(ask, services.clock.now())?;
-        let Some(links) = self.links.get().cloned() else { return Ok(Err(Refusal::Engine(EngineError::Stopped))) };
+        let Some(links) = self.peers.links() else { return Ok(Err(Refusal::Engine(EngineError::Stopped))) };
         let messages: Vec<&Item> = order.messages.iter().map(|item| &**item).collect();
         let planned = match services.models.plan(services.clock, &tenant, &order, &messages) {
             Ok(planned) => planned,
@@ -382,12 +366,7 @@ async fn pump(
         if let Some(kind) = next.take() {
             let ends = !matches!(kind, GeneratedKind::Started(_) | GeneratedKind::More(_));
             let payload: Bytes = Generated { stream, kind: Some(kind) }.encode_to_vec().into();
-            while let Err(error) = links.cast(to, kind::GENERATED, payload.clone(), ROOM_WITHIN).await {
-                if error != CallError::Busy {
-                    return;
-                }
-            }
-            if ends {
+            if cast_patiently(links, to, kind::GENERATED, payload).await.is_err() || ends {
                 return;
             }
         }
